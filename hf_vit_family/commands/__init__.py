@@ -1,0 +1,1 @@
+"""The commands of `vit-family`, one module each: `add_arguments(parser)` declares options, `run(args)` does the work."""

@@ -1,0 +1,102 @@
+"""The table of architectures. Everything else, from the Auto classes to the tests, reads it."""
+
+import importlib
+from dataclasses import dataclass, field
+from types import ModuleType
+
+from transformers import (
+    AutoBackbone,
+    AutoConfig,
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoModelForMaskedImageModeling,
+    PreTrainedModel,
+)
+
+from .modeling.configuration_vitf import VitfConfig, unknown_name_message
+
+# Suffix of a model class, and the Auto class that it is registered with.
+AUTO_CLASSES = {
+    "Model": AutoModel,
+    "ForImageClassification": AutoModelForImageClassification,
+    "ForMaskedImageModeling": AutoModelForMaskedImageModeling,
+    "Backbone": AutoBackbone,
+}
+IMAGE_HEADS = ("Model", "ForImageClassification", "ForMaskedImageModeling", "Backbone")
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """
+    One architecture. All names follow from `name`: modules `configuration_<name>`, `modeling_<name>` and
+    `convert_<name>`, classes `Vitf<Name>...`, `model_type = "vitf_<name>"`.
+
+    Args:
+        name: Lower case, underscores between words.
+        paper: Title and arXiv number.
+        difference: One sentence: what differs from ViT.
+        heads: Suffixes of the model classes, keys of `AUTO_CLASSES`.
+    """
+
+    name: str
+    paper: str
+    difference: str
+    heads: tuple[str, ...] = field(default=IMAGE_HEADS)
+
+    @property
+    def prefix(self) -> str:
+        """What every class name begins with: `"VitfVit"`, `"VitfT2tVit"`."""
+        return "Vitf" + "".join(word.capitalize() for word in self.name.split("_"))
+
+    @property
+    def model_type(self) -> str:
+        return f"vitf_{self.name}"
+
+    @property
+    def config_class(self) -> type[VitfConfig]:
+        module = importlib.import_module(f"{__package__}.modeling.configuration_{self.name}")
+        return getattr(module, f"{self.prefix}Config")
+
+    def model_class(self, head: str) -> type[PreTrainedModel]:
+        """The class for a head, a key of `AUTO_CLASSES`."""
+        module = importlib.import_module(f"{__package__}.modeling.modeling_{self.name}")
+        return getattr(module, f"{self.prefix}{head}")
+
+    @property
+    def conversion(self) -> ModuleType:
+        """The conversion script: SOURCE, CHECKPOINTS, and how names map."""
+        return importlib.import_module(f"{__package__}.conversion_scripts.convert_{self.name}")
+
+
+ARCHITECTURES: dict[str, Architecture] = {
+    architecture.name: architecture
+    for architecture in (
+        Architecture(
+            "vit",
+            "An Image is Worth 16x16 Words: Transformers for Image Recognition at Scale (arXiv 2010.11929)",
+            "The plain vision transformer: patches as tokens in a pre-norm encoder.",
+        ),
+        Architecture(
+            "deit",
+            "Training data-efficient image transformers & distillation through attention (arXiv 2012.12877)",
+            "A distillation token learns from a teacher next to the class token.",
+        ),
+    )
+}
+
+
+def get_architecture(name: str) -> Architecture:
+    """The architecture of that name or `model_type`; a ValueError names the nearest valid one."""
+    key = name.removeprefix("vitf_")
+    if key not in ARCHITECTURES:
+        raise ValueError(unknown_name_message("architecture", name, ARCHITECTURES))
+    return ARCHITECTURES[key]
+
+
+def register() -> None:
+    """Registers every architecture with transformers' Auto classes. Safe to call again."""
+    for architecture in ARCHITECTURES.values():
+        config_class = architecture.config_class
+        AutoConfig.register(architecture.model_type, config_class, exist_ok=True)
+        for head in architecture.heads:
+            AUTO_CLASSES[head].register(config_class, architecture.model_class(head), exist_ok=True)

@@ -1,0 +1,53 @@
+"""Published variants by name: list them, and build their models and processors."""
+
+import fnmatch
+from typing import Any
+
+from huggingface_hub.errors import StrictDataclassError
+from transformers import PreTrainedModel
+
+from .errors import UserError
+from .modeling.configuration_vitf import VitfConfig, unknown_name_message
+from .registry import ARCHITECTURES, Architecture
+
+
+def list_variants(pattern: str = "*") -> list[str]:
+    """Names of the variants that match a shell pattern, such as `"deit_*224"`, in the order of the registry."""
+    names = (name for architecture in ARCHITECTURES.values() for name in architecture.config_class.VARIANTS)
+    return [name for name in names if fnmatch.fnmatchcase(name, pattern)]
+
+
+def find_variant(name: str) -> Architecture:
+    """The architecture that a variant belongs to; a ValueError names the nearest valid variant."""
+    for architecture in ARCHITECTURES.values():
+        if name in architecture.config_class.VARIANTS:
+            return architecture
+    raise UserError(unknown_name_message("variant", name, list_variants()))
+
+
+def create_config(name: str, **overrides: Any) -> VitfConfig:
+    """The configuration of a variant, with some fields replaced. Raises UserError for a name or value that does not fit."""
+    config_class = find_variant(name).config_class
+    try:
+        return config_class.from_variant(name, **overrides)
+    except (ValueError, StrictDataclassError) as error:
+        raise UserError(str(error)) from error
+
+
+def create_model(name: str, head: str | None = None, **overrides: Any) -> PreTrainedModel:
+    """
+    A model of a published variant with new random weights.
+
+    Args:
+        name: A variant, for example `"vit_base_patch16_224"`.
+        head: A suffix such as `"ForImageClassification"` (the default), `"Model"` or `"Backbone"`.
+        overrides: Fields of the configuration that replace the variant's, for example `num_labels=10`.
+
+    Raises:
+        UserError: if the variant, the head or a field does not exist.
+    """
+    architecture = find_variant(name)
+    head = head or next(h for h in architecture.heads if h.endswith("Classification"))
+    if head not in architecture.heads:
+        raise UserError(unknown_name_message(f"head of {architecture.name}", head, architecture.heads))
+    return architecture.model_class(head)(create_config(name, **overrides))

@@ -1,0 +1,116 @@
+"""Attention that every architecture shares: one dispatcher to transformers' attention interface, and plain self-attention.
+
+Shapes: B batch, h heads, N query tokens, M key tokens, d head width, C channels.
+"""
+
+import torch
+from torch import nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from .embeddings import apply_rotary
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    position_bias: torch.Tensor | None = None,
+    **kwargs,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Softmax attention that also returns its map.
+
+    Args:
+        query (`torch.Tensor` of shape `(B, h, N, d)`), key, value (`(B, h, M, d)`).
+        position_bias (`torch.Tensor`, broadcastable to `(B, h, N, M)`): Added to the scores.
+
+    Returns:
+        The context `(B, N, h, d)` and the probabilities `(B, h, N, M)`, whose rows sum to 1.
+    """
+    scores = torch.matmul(query, key.transpose(-1, -2)) * scaling
+    for bias in (attention_mask, position_bias):
+        if bias is not None:
+            scores = scores + bias
+    # Half precision is too coarse for a softmax over many tokens; double stays double.
+    accumulate = torch.float32 if scores.dtype in (torch.float16, torch.bfloat16) else scores.dtype
+    probabilities = scores.softmax(-1, dtype=accumulate).to(query.dtype)
+    probabilities = nn.functional.dropout(probabilities, p=dropout, training=module.training)
+    return torch.matmul(probabilities, value).transpose(1, 2), probabilities
+
+
+def attend(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scaling: float,
+    output_attentions: bool | None = None,
+    position_bias: torch.Tensor | None = None,
+    **kwargs,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """
+    Softmax attention by the implementation that `module.config` names (eager, sdpa, flash, flex, or a user's own).
+
+    A call that asks for maps gets them whatever is configured: fused kernels have none, so that call runs eagerly.
+
+    Args:
+        module (`nn.Module`): Has `config` and `is_causal = False`; dropout is `config.attention_probs_dropout_prob`.
+        query (`torch.Tensor` of shape `(B, h, N, d)`), key, value (`(B, h, M, d)`).
+        position_bias (`torch.Tensor`, broadcastable to `(B, h, N, M)`): Added to the scores; without gradient limits.
+
+    Returns:
+        The context `(B, N, h * d)` and the map `(B, h, N, M)`, or `None` where a fused kernel ran.
+    """
+    implementation = "eager" if output_attentions else module.config._attn_implementation
+    interface = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
+    if position_bias is not None:
+        kwargs["position_bias"] = position_bias
+    context, probabilities = interface(
+        module,
+        query,
+        key,
+        value,
+        None,
+        scaling=scaling,
+        dropout=module.config.attention_probs_dropout_prob if module.training else 0.0,
+        **kwargs,
+    )
+    return context.flatten(2), probabilities
+
+
+class SelfAttention(nn.Module):
+    """
+    Multi-head self-attention with one fused projection: rows of `qkv` are [queries; keys; values], each by head.
+
+    Args:
+        config: Gives the attention implementation and the two dropout rates.
+        hidden_size (`int`): C. num_heads (`int`): h, divides C. qkv_bias (`bool`): Bias of `qkv`; `proj` always has one.
+    """
+
+    is_causal = False
+
+    def __init__(self, config, hidden_size: int, num_heads: int, qkv_bias: bool):
+        super().__init__()
+        self.config = config
+        self.num_heads = num_heads
+        self.scaling = (hidden_size // num_heads) ** -0.5
+        self.qkv = nn.Linear(hidden_size, 3 * hidden_size, bias=qkv_bias)
+        self.proj = nn.Linear(hidden_size, hidden_size)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(
+        self, hidden_states: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor] | None = None, **kwargs
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(B, N, C) to (B, N, C) and the map (B, h, N, N); `rotary` turns queries and keys (see `apply_rotary`)."""
+        batch, tokens, _ = hidden_states.shape
+        query, key, value = (
+            self.qkv(hidden_states).view(batch, tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        )
+        if rotary is not None:
+            query, key = apply_rotary(query, *rotary), apply_rotary(key, *rotary)
+        context, probabilities = attend(self, query, key, value, self.scaling, **kwargs)
+        return self.dropout(self.proj(context)), probabilities

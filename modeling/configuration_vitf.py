@@ -1,0 +1,143 @@
+"""What the configuration of every architecture shares: image geometry, variants by name, strict field names."""
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import fields
+from typing import Any, ClassVar
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+from transformers.backbone_utils import BackboneConfigMixin
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+HALF_MEAN, HALF_STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+
+# Keys of a row of VARIANTS that belong to the processor, not to the configuration.
+PREPROCESSING_KEYS = ("crop_pct", "image_mean", "image_std", "resample")
+
+# Keys that transformers itself writes into a config.json or passes to a constructor, besides its dataclass fields.
+_TRANSFORMERS_KEYS = frozenset(
+    "model_type name_or_path num_labels torch_dtype auto_map quantization_config custom_pipelines output_attentions "
+    "attn_implementation experts_implementation out_features out_indices stage_names _commit_hash".split()
+)
+
+
+def pair(size: int | Iterable[int]) -> tuple[int, int]:
+    """(height, width) of a size that is given as one number or as two."""
+    return (size, size) if isinstance(size, int) else tuple(size)
+
+
+def unknown_name_message(kind: str, name: str, valid: Iterable[str]) -> str:
+    """One line that names what is wrong and the nearest valid name."""
+    near = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"unknown {kind} {name!r}{hint}"
+
+
+@strict
+class VitfConfig(BackboneConfigMixin, PreTrainedConfig):
+    r"""
+    Base of every configuration of the family.
+
+    Args:
+        image_size (`int` or `(int, int)`, *optional*, defaults to 224):
+            Height and width in pixels that positions are built for. Models take other sizes at call time.
+        num_channels (`int`, *optional*, defaults to 3): Channels of the input.
+        hidden_dropout_prob (`float`, *optional*, defaults to 0.0):
+            Dropout after embeddings, attention projections and feed-forward layers.
+        attention_probs_dropout_prob (`float`, *optional*, defaults to 0.0): Dropout of attention probabilities.
+        drop_path_rate (`float`, *optional*, defaults to 0.0):
+            Stochastic depth: probability of skipping a residual branch in the last layer, rising linearly from 0.
+        layer_norm_eps (`float`, *optional*, defaults to 1e-6): Epsilon of every LayerNorm.
+        initializer_range (`float`, *optional*, defaults to 0.02): Standard deviation of initialisation.
+
+    Raises:
+        ValueError: for a field that does not exist (the nearest valid name is given) or values that do not fit.
+    """
+
+    VARIANTS: ClassVar[dict[str, dict[str, Any]]] = {}
+    PREPROCESSING: ClassVar[dict[str, Any]] = {
+        "crop_pct": 0.875,
+        "image_mean": IMAGENET_MEAN,
+        "image_std": IMAGENET_STD,
+        "resample": "bicubic",
+    }
+    # The decoder-style names of transformers' default plan do not exist here.
+    base_model_fsdp_plan: ClassVar[dict[Any, str]] = {"layers.*": "free_full_weight"}
+
+    image_size: int | list[int] | tuple[int, int] = 224
+    num_channels: int = 3
+    hidden_dropout_prob: float | int = 0.0
+    attention_probs_dropout_prob: float | int = 0.0
+    drop_path_rate: float | int = 0.0
+    layer_norm_eps: float = 1e-6
+    initializer_range: float = 0.02
+    _out_features: list[str] | None = None
+    _out_indices: list[int] | None = None
+
+    def __post_init__(self, **kwargs):
+        valid = {f.name for f in fields(self) if not f.name.startswith("_")}
+        for name in kwargs:
+            if name not in valid and name not in _TRANSFORMERS_KEYS:
+                message = unknown_name_message("field", name, valid | {"num_labels", "out_features", "out_indices"})
+                raise ValueError(f"{type(self).__name__}: {message}")
+        kwargs.pop("stage_names", None)
+        out_features, out_indices = kwargs.pop("out_features", None), kwargs.pop("out_indices", None)
+        super().__post_init__(**kwargs)
+        self.stage_names = self.make_stage_names()
+        self.set_output_features_output_indices(out_features=out_features, out_indices=out_indices)
+
+    def make_stage_names(self) -> list[str]:
+        """Names of the feature maps that a backbone can return, "stem" first."""
+        return ["stem"] + [f"stage{i}" for i in range(1, self.num_hidden_layers + 1)]
+
+    @property
+    def stage_channels(self) -> list[int]:
+        """Channels of the feature map of each stage."""
+        return [self.hidden_size] * len(self.stage_names)
+
+    @property
+    def stage_strides(self) -> list[tuple[int, int]]:
+        """(vertical, horizontal) stride in pixels of the feature map of each stage."""
+        return [pair(self.patch_size)] * len(self.stage_names)
+
+    @classmethod
+    def from_variant(cls, name: str, **overrides: Any) -> "VitfConfig":
+        """
+        The configuration of a published variant.
+
+        Args:
+            name (`str`): A key of `VARIANTS`, for example `"deit_tiny_patch16_224"`.
+            overrides: Fields that replace the variant's own.
+
+        Raises:
+            ValueError: if the variant or a field does not exist.
+        """
+        if name not in cls.VARIANTS:
+            raise ValueError(f"{cls.__name__}: {unknown_name_message('variant', name, cls.VARIANTS)}")
+        row = {key: value for key, value in cls.VARIANTS[name].items() if key not in PREPROCESSING_KEYS}
+        if "id2label" in overrides:  # the labels say how many there are
+            row.pop("num_labels", None)
+        else:
+            row.setdefault("num_labels", 1000)
+        return cls(**{**row, **overrides})
+
+    @classmethod
+    def preprocessing(cls, name: str) -> dict[str, Any]:
+        """How images are prepared for a variant: `image_size`, `crop_pct`, `image_mean`, `image_std`, `resample`."""
+        if name not in cls.VARIANTS:
+            raise ValueError(f"{cls.__name__}: {unknown_name_message('variant', name, cls.VARIANTS)}")
+        row = cls.VARIANTS[name]
+        own = {key: row[key] for key in PREPROCESSING_KEYS if key in row}
+        return {"image_size": pair(row.get("image_size", cls.image_size)), **cls.PREPROCESSING, **own}
+
+
+def check_divides(config: VitfConfig, divisor: str, *dividends: str) -> None:
+    """Raises a ValueError that names both fields when one does not divide the others."""
+    for dividend in dividends:
+        values, by = pair(getattr(config, dividend)), pair(getattr(config, divisor))
+        if any(value % d for value, d in zip(values, by, strict=True)):
+            raise ValueError(
+                f"{type(config).__name__}: {dividend}={getattr(config, dividend)} is not a multiple of "
+                f"{divisor}={getattr(config, divisor)}"
+            )

@@ -1,0 +1,85 @@
+"""Layers that three or more architectures use identically."""
+
+import math
+
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+
+
+class Mlp(nn.Module):
+    """Feed-forward layer: `fc1`, activation, dropout, `fc2`, dropout; (B, N, C) to (B, N, C)."""
+
+    def __init__(self, config, hidden_size: int, intermediate_size: int):
+        super().__init__()
+        self.fc1 = nn.Linear(hidden_size, intermediate_size)
+        self.activation = ACT2FN[config.hidden_act]
+        self.fc2 = nn.Linear(intermediate_size, hidden_size)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.dropout(self.fc2(self.dropout(self.activation(self.fc1(hidden_states)))))
+
+
+class LayerScale(nn.Module):
+    """A learned factor for each channel of a residual branch (arXiv 2103.17239, section 2)."""
+
+    def __init__(self, hidden_size: int, init_value: float):
+        super().__init__()
+        self.init_value = init_value
+        self.weight = nn.Parameter(torch.full((hidden_size,), float(init_value)))
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return hidden_states * self.weight
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: while training, drops a residual branch for a whole sample with probability `rate`."""
+
+    def __init__(self, rate: float):
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        if self.rate == 0.0 or not self.training:
+            return hidden_states
+        keep = 1.0 - self.rate
+        shape = (hidden_states.shape[0],) + (1,) * (hidden_states.ndim - 1)
+        return hidden_states * hidden_states.new_empty(shape).bernoulli_(keep).div_(keep)
+
+    def extra_repr(self) -> str:
+        return f"rate={self.rate:.3f}"
+
+
+def drop_path_rates(rate: float, num_layers: int, schedule: str = "linear") -> list[float]:
+    """The drop path rate of each layer: `"linear"` from 0 to `rate`, or `"constant"`. Plain floats: safe on meta."""
+    if schedule == "constant" or num_layers == 1:
+        return [rate if schedule == "constant" else 0.0] * num_layers
+    return [rate * i / (num_layers - 1) for i in range(num_layers)]
+
+
+def init_torch_default(module: nn.Linear | nn.Conv2d) -> None:
+    """PyTorch's own initialisation of a linear or convolution layer, in a form that keeps loaded tensors."""
+    init.kaiming_uniform_(module.weight, a=math.sqrt(5))
+    if module.bias is not None:
+        bound = 1 / math.sqrt(module.weight[0].numel())
+        init.uniform_(module.bias, -bound, bound)
+
+
+def init_trunc_normal(module: nn.Module, std: float) -> None:
+    """
+    The initialisation that timm gave to DeiT and its descendants (facebookresearch/deit@7e160fe, timm 0.3.2): linear layers
+    truncated normal with zero bias, norms 1 and 0, convolutions as PyTorch has them, layer scales their configured value.
+    """
+    if isinstance(module, nn.Linear):
+        init.trunc_normal_(module.weight, std=std)
+        if module.bias is not None:
+            init.zeros_(module.bias)
+    elif isinstance(module, nn.Conv2d):
+        init_torch_default(module)
+    elif isinstance(module, (nn.LayerNorm, nn.GroupNorm)):
+        init.ones_(module.weight)
+        init.zeros_(module.bias)
+    elif isinstance(module, LayerScale):
+        init.constant_(module.weight, module.init_value)

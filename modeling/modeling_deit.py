@@ -1,0 +1,227 @@
+"""DeiT (arXiv 2012.12877): ViT with a distillation token next to the class token, and a head for each.
+
+Order of operations from facebookresearch/deit@7e160fe models.py (timm 0.3.2 vision_transformer.py for the blocks).
+
+Shapes: B batch, N tokens (class, distillation, then patches row by row), C channels, H x W pixels, h heads.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .attention import SelfAttention
+from .configuration_deit import VitfDeitConfig
+from .configuration_vitf import pair
+from .embeddings import PatchEmbeddings, PositionEmbeddings
+from .layers import DropPath, Mlp, drop_path_rates, init_trunc_normal
+from .modeling_vitf import (
+    MaskedImageModelingMixin,
+    VitfBackboneMixin,
+    VitfPreTrainedModel,
+    make_classifier,
+    masked_embeddings,
+)
+
+
+@dataclass
+class DeitImageClassifierOutput(ModelOutput):
+    """
+    Args:
+        loss: Mean over both heads (one head: its own), if labels are given.
+        logits (`torch.Tensor` of shape `(B, num_labels)`): Mean of both heads.
+        cls_logits, distillation_logits (`torch.Tensor` of shape `(B, num_labels)`): Each head, for a distilled model.
+        hidden_states, attentions: As in [`VitfDeitModel`].
+    """
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    cls_logits: torch.FloatTensor | None = None
+    distillation_logits: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+class DeitEmbeddings(nn.Module):
+    """(B, num_channels, H, W) to tokens (B, N, C): class token, distillation token, patches; positions added to all."""
+
+    def __init__(self, config: VitfDeitConfig):
+        super().__init__()
+        hidden_size = config.hidden_size
+        self.patch_embeddings = PatchEmbeddings(config.num_channels, hidden_size, config.patch_size)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, hidden_size))
+        self.distillation_token = nn.Parameter(torch.zeros(1, 1, hidden_size)) if config.distilled else None
+        self.position_embeddings = PositionEmbeddings(
+            hidden_size,
+            self.patch_embeddings.grid(*pair(config.image_size)),
+            num_prefix_tokens=1 + config.distilled,
+            interpolation="bicubic",
+        )
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, pixel_values, bool_masked_pos=None, mask_token=None) -> torch.Tensor:
+        patches = self.patch_embeddings(pixel_values)
+        patches = masked_embeddings(patches, bool_masked_pos, mask_token)
+        grid = self.patch_embeddings.grid(*pixel_values.shape[-2:])
+        prefix = [token for token in (self.cls_token, self.distillation_token) if token is not None]
+        tokens = torch.cat([token.expand(len(patches), -1, -1) for token in prefix] + [patches], dim=1)
+        return self.dropout(tokens + self.position_embeddings(grid, patches))
+
+
+class DeitLayer(GradientCheckpointingLayer):
+    """x + attention(norm(x)), then x + mlp(norm(x)); drop path on both branches."""
+
+    def __init__(self, config: VitfDeitConfig, drop_path_rate: float):
+        super().__init__()
+        hidden_size = config.hidden_size
+        self.layernorm_before = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
+        self.attention = SelfAttention(config, hidden_size, config.num_attention_heads, config.qkv_bias)
+        self.layernorm_after = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
+        self.mlp = Mlp(config, hidden_size, round(config.mlp_ratio * hidden_size))
+        self.drop_path = DropPath(drop_path_rate)
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
+        attention_output, _ = self.attention(self.layernorm_before(hidden_states), **kwargs)
+        hidden_states = hidden_states + self.drop_path(attention_output)
+        return hidden_states + self.drop_path(self.mlp(self.layernorm_after(hidden_states)))
+
+
+class VitfDeitPreTrainedModel(VitfPreTrainedModel):
+    config: VitfDeitConfig
+    base_model_prefix = "deit"
+    _no_split_modules = ["DeitEmbeddings", "DeitLayer"]
+    _can_record_outputs = {"hidden_states": DeitLayer, "attentions": SelfAttention}
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        std = self.config.initializer_range
+        init_trunc_normal(module, std)
+        if isinstance(module, PositionEmbeddings):
+            init.trunc_normal_(module.weight, std=std)
+        elif isinstance(module, DeitEmbeddings):
+            init.trunc_normal_(module.cls_token, std=std)
+            if module.distillation_token is not None:
+                init.trunc_normal_(module.distillation_token, std=std)
+
+
+class VitfDeitModel(VitfDeitPreTrainedModel):
+    """The bare encoder. `pooler_output` is the class token after the last norm."""
+
+    def __init__(self, config: VitfDeitConfig):
+        super().__init__(config)
+        self.embeddings = DeitEmbeddings(config)
+        rates = drop_path_rates(config.drop_path_rate, config.num_hidden_layers)
+        self.layers = nn.ModuleList([DeitLayer(config, rate) for rate in rates])
+        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.num_prefix_tokens = 1 + config.distilled
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        bool_masked_pos: torch.Tensor | None = None,
+        mask_token: torch.Tensor | None = None,
+        **kwargs,
+    ) -> BaseModelOutputWithPooling:
+        r"""
+        Args:
+            pixel_values (`torch.Tensor` of shape `(B, num_channels, H, W)`): H and W multiples of the patch size.
+            bool_masked_pos (`torch.BoolTensor` of shape `(B, number of patches)`, *optional*): Patches to mask.
+            mask_token (`torch.Tensor` of shape `(1, 1, C)`, *optional*): What masked patches become.
+
+        Returns:
+            `last_hidden_state` (B, N, C), after the last norm; `pooler_output` (B, C);
+            `hidden_states`: the input of the first layer and the output of each; `attentions`: (B, h, N, N) a layer.
+        """
+        hidden_states = self.embeddings(pixel_values, bool_masked_pos, mask_token)
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, **kwargs)
+        hidden_states = self.layernorm(hidden_states)
+        return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=hidden_states[:, 0])
+
+    def feature_map(self, hidden_states: torch.Tensor, height: int, width: int) -> torch.Tensor:
+        """Patch tokens of an image of `height` x `width` pixels as a map: (B, N, C) to (B, C, rows, columns)."""
+        grid = self.embeddings.patch_embeddings.grid(height, width)
+        return hidden_states[:, self.num_prefix_tokens :].transpose(1, 2).unflatten(2, grid).contiguous()
+
+
+class VitfDeitForImageClassification(VitfDeitPreTrainedModel):
+    """
+    DeiT with a classifier on the class token and, when distilled, another on the distillation token.
+
+    The two heads' mean is the prediction (section 4 of the paper). Without a teacher both heads learn the labels: the
+    original trains the class head alone then, which spoils the mean on new classes. A teacher's loss is the trainer's work.
+    """
+
+    def __init__(self, config: VitfDeitConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.deit = VitfDeitModel(config)
+        self.classifier = make_classifier(config.hidden_size, config.num_labels)
+        self.distillation_classifier = None
+        if config.distilled:
+            self.distillation_classifier = make_classifier(config.hidden_size, config.num_labels)
+        # Evaluation loops gather every output: the mean is what they need.
+        config.keys_to_ignore_at_inference = ["cls_logits", "distillation_logits"]
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs
+    ) -> DeitImageClassifierOutput:
+        r"""
+        Args:
+            pixel_values (`torch.Tensor` of shape `(B, num_channels, H, W)`).
+            labels (`torch.Tensor`, *optional*): As in [`ImageClassificationMixin`].
+        """
+        outputs = self.deit(pixel_values, **kwargs)
+        heads = [self.classifier(outputs.pooler_output)]
+        if self.distillation_classifier is not None:
+            heads.append(self.distillation_classifier(outputs.last_hidden_state[:, 1]))
+        loss = None
+        if labels is not None:
+            loss = sum(self.loss_function(labels, logits, self.config, **kwargs) for logits in heads) / len(heads)
+        cls_logits, distillation_logits = heads if len(heads) == 2 else (None, None)
+        return DeitImageClassifierOutput(
+            loss=loss,
+            logits=sum(heads) / len(heads),
+            cls_logits=cls_logits,
+            distillation_logits=distillation_logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+class VitfDeitForMaskedImageModeling(MaskedImageModelingMixin, VitfDeitPreTrainedModel):
+    """DeiT that predicts the pixels of masked patches."""
+
+    def __init__(self, config: VitfDeitConfig):
+        super().__init__(config)
+        self.deit = VitfDeitModel(config)
+        self.add_decoder()
+        self.post_init()
+
+
+class VitfDeitBackbone(VitfBackboneMixin, VitfDeitPreTrainedModel):
+    """DeiT as a backbone: the tokens of chosen layers as feature maps, all at the stride of the patch."""
+
+    def __init__(self, config: VitfDeitConfig):
+        super().__init__(config)
+        self.deit = VitfDeitModel(config)
+        self.post_init()
+
+
+__all__ = [
+    "VitfDeitBackbone",
+    "VitfDeitForImageClassification",
+    "VitfDeitForMaskedImageModeling",
+    "VitfDeitModel",
+    "VitfDeitPreTrainedModel",
+]

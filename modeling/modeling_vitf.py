@@ -1,0 +1,172 @@
+"""What the models of every architecture share: the base class and the forward passes of the heads.
+
+Shapes: B batch, N tokens, C channels, H x W pixels, h x w grid of a feature map.
+"""
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
+from transformers.modeling_outputs import BackboneOutput, ImageClassifierOutput, MaskedImageModelingOutput
+from transformers.utils.generic import can_return_tuple
+
+
+class VitfPreTrainedModel(PreTrainedModel):
+    """
+    Base of every model of the family.
+
+    A base model's `forward(pixel_values, bool_masked_pos=None, mask_token=None)` returns `last_hidden_state`,
+    `pooler_output` (B, C), what a head reads, and on request `hidden_states` and `attentions`. Its
+    `feature_map(hidden_states, height, width)` lays tokens out as (B, C, h, w).
+    """
+
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    # The losses here are means over the batch: Trainer must divide by the accumulation steps itself.
+    accepts_loss_kwargs = False
+    _input_embed_layer = "patch_embeddings"
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+
+
+def masked_embeddings(
+    embeddings: torch.Tensor, bool_masked_pos: torch.Tensor | None, mask_token: torch.Tensor | None
+) -> torch.Tensor:
+    """
+    Puts the mask token in place of masked patches.
+
+    Args:
+        embeddings (`torch.Tensor` of shape `(B, N, C)`): Patch tokens, before positions and prefix tokens.
+        bool_masked_pos (`torch.BoolTensor` of shape `(B, N)`): True where a patch is masked.
+        mask_token (`torch.Tensor` of shape `(1, 1, C)`).
+    """
+    if bool_masked_pos is None:
+        return embeddings
+    return torch.where(bool_masked_pos.flatten(1).bool()[..., None], mask_token.to(embeddings.dtype), embeddings)
+
+
+class ImageClassificationMixin:
+    """Forward pass of `...ForImageClassification`: a `classifier` on the pooled output of the encoder."""
+
+    @can_return_tuple
+    def forward(
+        self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs
+    ) -> ImageClassifierOutput:
+        r"""
+        Args:
+            pixel_values (`torch.Tensor` of shape `(B, num_channels, H, W)`).
+            labels (`torch.Tensor`, *optional*): `(B,)` class indices; `(B, num_labels)` floats for multi-label targets;
+                `(B,)` or `(B, num_labels)` floats for regression (see `config.problem_type`).
+
+        Returns:
+            `loss` (if labels are given), `logits` (B, num_labels), and on request `hidden_states` and `attentions`.
+        """
+        outputs = self.base_model(pixel_values, **kwargs)
+        logits = self.classifier(outputs.pooler_output)
+        loss = None if labels is None else self.loss_function(labels, logits, self.config, **kwargs)
+        return ImageClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+def make_classifier(in_features: int, num_labels: int) -> nn.Module:
+    """A linear layer, or the identity where there are no labels."""
+    return nn.Linear(in_features, num_labels) if num_labels > 0 else nn.Identity()
+
+
+class MaskedImageModelingMixin:
+    """
+    Forward pass of `...ForMaskedImageModeling`: masked patches become a learned token, and a linear decoder predicts their
+    pixels from the last feature map (SimMIM, arXiv 2111.09886, section 3).
+    """
+
+    def add_decoder(self) -> None:
+        """Adds `mask_token` (1, 1, embedding width) and the 1x1 `decoder`; call it after the encoder is made."""
+        rows, columns = self.config.stage_strides[-1]
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, self.config.stage_channels[0]))
+        self.decoder = nn.Conv2d(self.config.stage_channels[-1], rows * columns * self.config.num_channels, 1)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if module is self:
+            init.trunc_normal_(self.mask_token, std=self.config.initializer_range)
+
+    @can_return_tuple
+    def forward(
+        self, pixel_values: torch.Tensor, bool_masked_pos: torch.Tensor | None = None, **kwargs
+    ) -> MaskedImageModelingOutput:
+        r"""
+        Args:
+            pixel_values (`torch.Tensor` of shape `(B, num_channels, H, W)`).
+            bool_masked_pos (`torch.BoolTensor` of shape `(B, N)`, *optional*):
+                True where a patch of the input is masked, N patches row by row.
+
+        Returns:
+            `loss` (if a mask is given): the mean absolute error over masked pixels; `reconstruction` (B, num_channels, H, W).
+        """
+        height, width = pixel_values.shape[-2:]
+        outputs = self.base_model(pixel_values, bool_masked_pos=bool_masked_pos, mask_token=self.mask_token, **kwargs)
+        prediction = self.decoder(self.base_model.feature_map(outputs.last_hidden_state, height, width))
+        rows, columns = self.config.stage_strides[-1]
+        # (B, channels * rows * columns, h, w) to (B, channels, h * rows, w * columns)
+        blocks = prediction.unflatten(1, (-1, rows, columns)).permute(0, 1, 4, 2, 5, 3)
+        reconstruction = blocks.flatten(4, 5).flatten(2, 3)
+        loss = None
+        if bool_masked_pos is not None:
+            patch_rows, patch_columns = self.config.stage_strides[0]
+            mask = bool_masked_pos.reshape(-1, 1, height // patch_rows, width // patch_columns).to(reconstruction.dtype)
+            mask = mask.repeat_interleave(patch_rows, 2).repeat_interleave(patch_columns, 3)
+            error = (reconstruction - pixel_values).abs() * mask
+            loss = error.sum() / (mask.sum() * self.config.num_channels + 1e-5)
+        return MaskedImageModelingOutput(
+            loss=loss,
+            reconstruction=reconstruction,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+class VitfBackboneMixin(BackboneMixin):
+    """Forward pass of `...Backbone`: feature maps of the stages that `config.out_features` names."""
+
+    has_attentions = True
+
+    def _init_transformers_backbone(self) -> None:
+        super()._init_transformers_backbone()
+        self.num_features = self.config.stage_channels
+
+    @property
+    def strides(self) -> list[tuple[int, int]]:
+        """(vertical, horizontal) stride in pixels of each returned feature map."""
+        by_stage = dict(zip(self.stage_names, self.config.stage_strides, strict=True))
+        return [by_stage[name] for name in self.out_features]
+
+    def normalize_stage(self, hidden_states: torch.Tensor, stage: int) -> torch.Tensor:
+        """What is applied to a stage's tokens before they become a map: the encoder's last norm, as in DINOv2."""
+        return self.base_model.layernorm(hidden_states)
+
+    @can_return_tuple
+    @filter_output_hidden_states
+    def forward(self, pixel_values: torch.Tensor, **kwargs) -> BackboneOutput:
+        r"""
+        Args:
+            pixel_values (`torch.Tensor` of shape `(B, num_channels, H, W)`).
+
+        Returns:
+            `feature_maps`: for each name in `out_features`, (B, channels, H / stride, W / stride).
+        """
+        height, width = pixel_values.shape[-2:]
+        outputs = self.base_model(pixel_values, **kwargs)
+        feature_maps = tuple(
+            self.base_model.feature_map(self.normalize_stage(hidden_states, stage), height, width)
+            for stage, (name, hidden_states) in enumerate(zip(self.stage_names, outputs.hidden_states, strict=True))
+            if name in self.out_features
+        )
+        return BackboneOutput(
+            feature_maps=feature_maps, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
