@@ -81,6 +81,11 @@ ARCHITECTURES: dict[str, Architecture] = {
             "Training data-efficient image transformers & distillation through attention (arXiv 2012.12877)",
             "A distillation token learns from a teacher next to the class token.",
         ),
+        Architecture(
+            "cct",
+            "Escaping the Big Data Paradigm with Compact Transformers (arXiv 2104.05704)",
+            "A convolutional tokenizer, and learned pooling of the sequence in place of a class token.",
+        ),
     )
 }
 

@@ -73,10 +73,11 @@ class SizeCache:
 
 # Keyword arguments of torch.nn.functional.interpolate by the name a configuration uses. "bilinear" with aligned corners
 # is scipy.ndimage.zoom(order=1) of google-research/vision_transformer@c6de1e5 vit_jax/checkpoint.py; "bicubic" is
-# facebookresearch/deit@7e160fe main.py.
+# facebookresearch/deit@7e160fe main.py; "bilinear_half_pixel" is SHI-Labs/Compact-Transformers@cd11f09 src/utils/helpers.py.
 INTERPOLATIONS = {
     "bilinear": {"mode": "bilinear", "align_corners": True},
     "bicubic": {"mode": "bicubic", "align_corners": False},
+    "bilinear_half_pixel": {"mode": "bilinear", "align_corners": False},
 }
 
 

@@ -33,6 +33,12 @@ class VitfPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _can_compile_fullgraph = True
 
+    def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
+        # For code outside transformers, modules without parameters of their own are passed over, lest an in-place
+        # initialisation overwrites loaded tensors. Ours leaves loaded tensors alone (transformers.initialization), and
+        # needs those modules: a layer that knows its role initialises its children.
+        super()._initialize_weights(module)
+
 
 def masked_embeddings(
     embeddings: torch.Tensor, bool_masked_pos: torch.Tensor | None, mask_token: torch.Tensor | None
@@ -115,12 +121,14 @@ class MaskedImageModelingMixin:
         rows, columns = self.config.stage_strides[-1]
         # (B, channels * rows * columns, h, w) to (B, channels, h * rows, w * columns)
         blocks = prediction.unflatten(1, (-1, rows, columns)).permute(0, 1, 4, 2, 5, 3)
-        reconstruction = blocks.flatten(4, 5).flatten(2, 3)
+        # Padded windows can reach beyond the image: the prediction is cut back to it.
+        reconstruction = blocks.flatten(4, 5).flatten(2, 3)[..., :height, :width]
         loss = None
         if bool_masked_pos is not None:
             patch_rows, patch_columns = self.config.stage_strides[0]
-            mask = bool_masked_pos.reshape(-1, 1, height // patch_rows, width // patch_columns).to(reconstruction.dtype)
-            mask = mask.repeat_interleave(patch_rows, 2).repeat_interleave(patch_columns, 3)
+            grid = self.base_model.embeddings.patch_embeddings.grid(height, width)
+            mask = bool_masked_pos.reshape(-1, 1, *grid).to(reconstruction.dtype)
+            mask = mask.repeat_interleave(patch_rows, 2).repeat_interleave(patch_columns, 3)[..., :height, :width]
             error = (reconstruction - pixel_values).abs() * mask
             loss = error.sum() / (mask.sum() * self.config.num_channels + 1e-5)
         return MaskedImageModelingOutput(
