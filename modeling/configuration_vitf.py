@@ -9,6 +9,8 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
 
+from .code_files import CodeFilesMixin
+
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALF_MEAN, HALF_STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 
@@ -17,8 +19,11 @@ PREPROCESSING_KEYS = ("crop_pct", "image_mean", "image_std", "resample")
 
 # Keys that transformers itself writes into a config.json or passes to a constructor, besides its dataclass fields.
 _TRANSFORMERS_KEYS = frozenset(
-    "model_type name_or_path num_labels torch_dtype auto_map quantization_config custom_pipelines output_attentions "
-    "attn_implementation experts_implementation out_features out_indices stage_names _commit_hash".split()
+    {
+        *("model_type", "auto_map", "quantization_config", "custom_pipelines", "_commit_hash", "name_or_path"),
+        *("num_labels", "torch_dtype", "output_attentions", "attn_implementation", "experts_implementation"),
+        *("out_features", "out_indices", "stage_names"),
+    }
 )
 
 
@@ -35,7 +40,7 @@ def unknown_name_message(kind: str, name: str, valid: Iterable[str]) -> str:
 
 
 @strict
-class VitfConfig(BackboneConfigMixin, PreTrainedConfig):
+class VitfConfig(CodeFilesMixin, BackboneConfigMixin, PreTrainedConfig):
     r"""
     Base of every configuration of the family.
 

@@ -5,6 +5,8 @@ Order of operations from SHI-Labs/Compact-Transformers@cd11f09 src/utils/{tokeni
 Shapes: B batch, N tokens (class token first where there is one, then the map row by row), C channels, H x W pixels, h heads.
 """
 
+from itertools import pairwise
+
 import torch
 from torch import nn
 from transformers import initialization as init
@@ -52,7 +54,7 @@ class CctTokenizer(nn.Module):
             return
         widths = [config.num_channels] + [self.hidden_channels] * (config.num_conv_layers - 1) + [config.hidden_size]
         self.conv_layers = nn.ModuleList(
-            [nn.Conv2d(narrow, wide, bias=False, **window) for narrow, wide in zip(widths, widths[1:], strict=False)]
+            [nn.Conv2d(narrow, wide, bias=False, **window) for narrow, wide in pairwise(widths)]
         )
         self.pool = nn.MaxPool2d(config.pooling_kernel_size, config.pooling_stride, config.pooling_padding)
 

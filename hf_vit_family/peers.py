@@ -1,0 +1,120 @@
+"""The same model in other libraries: what the benchmark runs beside ours."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from .errors import UserError
+from .modeling.configuration_vitf import VitfConfig, pair
+
+
+def _timm(name: str, config: VitfConfig) -> nn.Module:
+    import timm
+
+    timm_name = TIMM_NAMES.get(name, name)
+    if not timm.is_model(timm_name):
+        raise UserError(f"timm has no model named {timm_name!r}")
+    kwargs: dict[str, Any] = {"num_classes": config.num_labels, "in_chans": config.num_channels}
+    return timm.create_model(timm_name, img_size=pair(config.image_size), **kwargs)
+
+
+def _transformers_vit(name: str, config: VitfConfig) -> nn.Module:
+    from transformers import ViTConfig, ViTForImageClassification
+
+    return ViTForImageClassification(ViTConfig(**_native_vit_fields(config)))
+
+
+def _transformers_deit(name: str, config: VitfConfig) -> nn.Module:
+    from transformers import DeiTConfig, DeiTForImageClassificationWithTeacher
+
+    if not config.distilled:
+        return _transformers_vit(name, config)
+    return DeiTForImageClassificationWithTeacher(DeiTConfig(**_native_vit_fields(config)))
+
+
+def _native_vit_fields(config: VitfConfig) -> dict[str, Any]:
+    same = "hidden_size num_hidden_layers num_attention_heads hidden_act image_size patch_size num_channels qkv_bias"
+    fields = {key: getattr(config, key) for key in (*same.split(), "layer_norm_eps", "num_labels")}
+    return {**fields, "intermediate_size": round(config.mlp_ratio * config.hidden_size)}
+
+
+def _vit_pytorch_vit(name: str, config: VitfConfig) -> nn.Module:
+    from vit_pytorch import ViT
+
+    return ViT(
+        image_size=pair(config.image_size),
+        patch_size=pair(config.patch_size),
+        num_classes=config.num_labels,
+        dim=config.hidden_size,
+        depth=config.num_hidden_layers,
+        heads=config.num_attention_heads,
+        dim_head=config.hidden_size // config.num_attention_heads,
+        mlp_dim=round(config.mlp_ratio * config.hidden_size),
+        channels=config.num_channels,
+    )
+
+
+def _vit_pytorch_cct(name: str, config: VitfConfig) -> nn.Module:
+    from vit_pytorch.cct import CCT
+
+    return CCT(
+        img_size=pair(config.image_size),
+        embedding_dim=config.hidden_size,
+        n_conv_layers=config.num_conv_layers,
+        kernel_size=config.kernel_size,
+        stride=config.stride,
+        padding=config.padding,
+        pooling_kernel_size=config.pooling_kernel_size,
+        pooling_stride=config.pooling_stride,
+        pooling_padding=config.pooling_padding,
+        num_layers=config.num_hidden_layers,
+        num_heads=config.num_attention_heads,
+        mlp_ratio=config.mlp_ratio,
+        num_classes=config.num_labels,
+        positional_embedding={"learned": "learnable"}.get(config.position_embedding_type, config.position_embedding_type),
+    )
+
+
+def _torchvision_vit(name: str, config: VitfConfig) -> nn.Module:
+    from torchvision.models import VisionTransformer
+
+    return VisionTransformer(
+        image_size=pair(config.image_size)[0],
+        patch_size=pair(config.patch_size)[0],
+        num_layers=config.num_hidden_layers,
+        num_heads=config.num_attention_heads,
+        hidden_dim=config.hidden_size,
+        mlp_dim=round(config.mlp_ratio * config.hidden_size),
+        num_classes=config.num_labels,
+    )
+
+
+# Names under which timm has a variant, where they are not ours.
+TIMM_NAMES: dict[str, str] = {}
+
+# Library, then architecture: what builds the peer from a variant's name and configuration. timm finds its own by name.
+PEERS: dict[str, dict[str, Callable[[str, VitfConfig], nn.Module]]] = {
+    "timm": {"vit": _timm, "deit": _timm},
+    "transformers": {"vit": _transformers_vit, "deit": _transformers_deit},
+    "vit_pytorch": {"vit": _vit_pytorch_vit, "deit": _vit_pytorch_vit, "cct": _vit_pytorch_cct},
+    "torchvision": {"vit": _torchvision_vit, "deit": _torchvision_vit},
+}
+
+
+def create_peer(library: str, architecture: str, name: str, config: VitfConfig) -> nn.Module:
+    """
+    The same variant of another library, with random weights.
+
+    Raises:
+        UserError: if the library has no such architecture or variant, or is not installed.
+    """
+    try:
+        make = PEERS[library][architecture]
+    except KeyError:
+        having = [key for key, makers in PEERS.items() if architecture in makers]
+        raise UserError(f"{library} has no {architecture}; peers of {architecture}: {', '.join(having)}") from None
+    try:
+        return make(name, config)
+    except ImportError as error:
+        raise UserError(f"{library} is not installed ({error}); pip install 'hf_vit_family[dev]' brings it") from error
