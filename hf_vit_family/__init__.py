@@ -4,13 +4,14 @@ Importing this package registers every architecture with transformers' Auto clas
 """
 
 from .registry import ARCHITECTURES, get_architecture, register
-from .variants import create_config, create_model, list_variants
+from .variants import create_config, create_model, create_processor, list_variants
 
 __version__ = "0.1.0"
 __all__ = [
     "ARCHITECTURES",
     "create_config",
     "create_model",
+    "create_processor",
     "get_architecture",
     "list_variants",
     "register",

@@ -7,6 +7,7 @@ from types import ModuleType
 from transformers import (
     AutoBackbone,
     AutoConfig,
+    AutoImageProcessor,
     AutoModel,
     AutoModelForImageClassification,
     AutoModelForMaskedImageModeling,
@@ -14,6 +15,8 @@ from transformers import (
 )
 
 from .modeling.configuration_vitf import VitfConfig, unknown_name_message
+from .modeling.image_processing_pil_vitf import VitfImageProcessorPil
+from .modeling.image_processing_vitf import VitfImageProcessor
 
 # Suffix of a model class, and the Auto class that it is registered with.
 AUTO_CLASSES = {
@@ -23,6 +26,8 @@ AUTO_CLASSES = {
     "Backbone": AutoBackbone,
 }
 IMAGE_HEADS = ("Model", "ForImageClassification", "ForMaskedImageModeling", "Backbone")
+# The image processor of every architecture, by backend.
+IMAGE_PROCESSORS = {"torchvision": VitfImageProcessor, "pil": VitfImageProcessorPil}
 
 
 @dataclass(frozen=True)
@@ -103,5 +108,6 @@ def register() -> None:
     for architecture in ARCHITECTURES.values():
         config_class = architecture.config_class
         AutoConfig.register(architecture.model_type, config_class, exist_ok=True)
+        AutoImageProcessor.register(config_class, image_processor_classes=IMAGE_PROCESSORS, exist_ok=True)
         for head in architecture.heads:
             AUTO_CLASSES[head].register(config_class, architecture.model_class(head), exist_ok=True)

@@ -4,11 +4,13 @@ import fnmatch
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
-from transformers import PreTrainedModel
+from transformers import BaseImageProcessor, PreTrainedModel
+from transformers.image_utils import PILImageResampling
+from transformers.utils import is_torchvision_available
 
 from .errors import UserError
 from .modeling.configuration_vitf import VitfConfig, unknown_name_message
-from .registry import ARCHITECTURES, Architecture
+from .registry import ARCHITECTURES, IMAGE_PROCESSORS, Architecture
 
 
 def list_variants(pattern: str = "*") -> list[str]:
@@ -51,3 +53,33 @@ def create_model(name: str, head: str | None = None, **overrides: Any) -> PreTra
     if head not in architecture.heads:
         raise UserError(unknown_name_message(f"head of {architecture.name}", head, architecture.heads))
     return architecture.model_class(head)(create_config(name, **overrides))
+
+
+def create_processor(name: str, backend: str | None = None, **overrides: Any) -> BaseImageProcessor:
+    """
+    The image processor of a published variant: its size, crop, interpolation, mean and standard deviation.
+
+    Args:
+        name: A variant, for example `"vit_base_patch16_224"`.
+        backend: `"torchvision"` or `"pil"`; by default torchvision where it is installed.
+        overrides: Fields of the processor that replace the variant's, for example `size=384` or `crop_pct=None`;
+            `resample` may be a name, such as `"bilinear"`.
+
+    Raises:
+        UserError: if the variant, the backend or a field does not exist, or a value does not fit.
+    """
+    preprocessing = find_variant(name).config_class.preprocessing(name)
+    backend = backend or ("torchvision" if is_torchvision_available() else "pil")
+    if backend not in IMAGE_PROCESSORS:
+        raise UserError(unknown_name_message("backend", backend, IMAGE_PROCESSORS))
+    height, width = preprocessing.pop("image_size")
+    fields = {"size": {"height": height, "width": width}, **preprocessing, **overrides}
+    if isinstance(fields["resample"], str):
+        names = {resampling.name.lower(): resampling for resampling in PILImageResampling}
+        if fields["resample"] not in names:
+            raise UserError(unknown_name_message("resample", fields["resample"], names))
+        fields["resample"] = names[fields["resample"]]
+    try:
+        return IMAGE_PROCESSORS[backend](**fields)
+    except ValueError as error:
+        raise UserError(str(error)) from error
