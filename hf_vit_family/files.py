@@ -27,6 +27,17 @@ def write_text(path: str | Path, text: str) -> None:
         raise
 
 
+def sync_folder(folder: Path, recursive: bool = True) -> None:
+    """Flushes a folder to the disk, with all files below it, or only its list of names."""
+    paths = [*folder.rglob("*"), folder] if recursive else [folder]
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
 @contextlib.contextmanager
 def whole_folder(path: str | Path) -> Iterator[Path]:
     """
