@@ -18,6 +18,7 @@ from huggingface_hub.utils import validate_repo_id
 from transformers import PreTrainedModel
 
 from .errors import UserError
+from .files import write_text
 from .modeling.configuration_vitf import pair, unknown_name_message
 from .registry import get_architecture
 
@@ -80,10 +81,7 @@ class Facts:
 
     def write(self, folder: str | Path) -> None:
         """Writes the file into a model folder; it appears whole or not at all."""
-        path = Path(folder) / self.FILE
-        partial = path.with_name(f".{path.name}.partial")
-        partial.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
-        partial.replace(path)
+        write_text(Path(folder) / self.FILE, json.dumps(asdict(self), indent=2) + "\n")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,107 @@
+"""
+What a repository gives to someone who loads it: every class it names, on a fixed input.
+
+`publish.verify` calls `collect` here, with the package, and runs this file as a script in a process that cannot import the
+package: the results must be the same bits. It therefore imports nothing of the package.
+"""
+
+import contextlib
+import importlib.abc
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+from safetensors.torch import save_file
+from transformers import AutoConfig, AutoImageProcessor
+from transformers.utils import logging
+
+PACKAGES = ("hf_vit_family", "vit_family_launcher")
+
+
+class PackageBlocker(importlib.abc.MetaPathFinder):
+    """Put first in `sys.meta_path`: the package cannot be imported, however it is installed."""
+
+    def find_spec(self, fullname, path=None, target=None):
+        if fullname.split(".")[0] in PACKAGES:
+            raise ModuleNotFoundError(f"{fullname} is out of reach of this process", name=fullname)
+
+
+@contextlib.contextmanager
+def quiet_loading() -> Iterator[None]:
+    """No progress bars, and no report of the weights that one head has and another lacks."""
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def load_head(auto_class: str, folder: str, config, trust_remote_code: bool) -> torch.nn.Module:
+    """
+    The model of a folder under an Auto class.
+
+    Heads that the checkpoint has no weights for are initialised from the same seed, so that they too can be compared.
+    """
+    loader = getattr(transformers, auto_class)
+    if auto_class == "AutoBackbone":  # its from_pretrained takes Hub ids only (transformers 5.23)
+        with torch.device("meta"):
+            loader = type(loader.from_config(config, trust_remote_code=trust_remote_code))
+        torch.manual_seed(0)
+        return loader.from_pretrained(folder)
+    torch.manual_seed(0)
+    return loader.from_pretrained(folder, trust_remote_code=trust_remote_code)
+
+
+@torch.no_grad()
+def collect(folder: str | Path, trust_remote_code: bool) -> dict[str, torch.Tensor]:
+    """
+    Every output of every class that a published folder names.
+
+    Args:
+        folder: A folder with an `auto_map` in its config.json and its preprocessor_config.json.
+        trust_remote_code: Whether the folder's own code may run. Registered classes are preferred to it.
+
+    Returns:
+        `"AutoModel.last_hidden_state"`, `"AutoBackbone.feature_maps.0"`, `"AutoImageProcessor.pil"` and so on. Models get
+        two images of random pixels of the configured size, in evaluation mode; processors one of an odd size.
+    """
+    folder = str(folder)
+    collected = {}
+    with quiet_loading(), torch.random.fork_rng(devices=[]):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        size = config.image_size
+        height, width = (size, size) if isinstance(size, int) else size
+        generator = torch.Generator().manual_seed(0)
+        pixel_values = torch.rand(2, config.num_channels, height, width, generator=generator)
+        for auto_class in config.auto_map:
+            if auto_class == "AutoConfig":
+                continue
+            model = load_head(auto_class, folder, config, trust_remote_code).eval()
+            for name, value in model(pixel_values.to(model.dtype)).items():
+                values = {name: value} if torch.is_tensor(value) else {f"{name}.{i}": v for i, v in enumerate(value)}
+                collected |= {f"{auto_class}.{name}": value.contiguous() for name, value in values.items()}
+        image = np.random.default_rng(0).integers(0, 256, (height + 7, width + 13, config.num_channels), np.uint8)
+        backends = json.loads(Path(folder, "preprocessor_config.json").read_text(encoding="utf-8"))["auto_map"]
+        for backend in backends["AutoImageProcessor"]:
+            processor = AutoImageProcessor.from_pretrained(folder, backend=backend, trust_remote_code=trust_remote_code)
+            collected[f"AutoImageProcessor.{backend}"] = processor(image, return_tensors="pt")["pixel_values"]
+    return collected
+
+
+def main(folder: str, threads: str, result: str) -> None:
+    """Collects with the folder's own code. The number of threads is part of what decides the last bits of a sum."""
+    sys.meta_path.insert(0, PackageBlocker())
+    torch.set_num_threads(int(threads))
+    save_file(collect(folder, trust_remote_code=True), result)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
