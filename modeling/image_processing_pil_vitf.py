@@ -95,9 +95,9 @@ def decode(image: Image.Image, rgb: bool) -> np.ndarray:
 
 
 def to_uint8(image: torch.Tensor) -> torch.Tensor:
-    """8-bit samples: of 16 bits the upper eight, as Pillow reads 16-bit RGB files; a bit is black or white."""
+    """8-bit samples, from 16 bits by scaling 65535 to 255, from a bit as black or white; floating point as float32."""
     if image.dtype == torch.uint16:
-        return (image.to(torch.int32) >> 8).to(torch.uint8)
+        return ((image.to(torch.int32) + 128) // 257).to(torch.uint8)
     if image.dtype == torch.bool:
         return image.to(torch.uint8) * 255
     if image.is_floating_point():
@@ -193,6 +193,8 @@ class VitfImageProcessorMixin(CodeFilesMixin):
         """Opens paths and URLs with Pillow in both backends: decoders of JPEG differ by more than resizing does."""
         if isinstance(images, str):
             return Image.open(images) if os.path.isfile(images) else load_image(images)
+        if getattr(images, "ndim", None) == 2:  # grey: transformers takes images without channels from Pillow alone
+            return images[None]
         return super().fetch_images(images)
 
     def process_image(self, image, do_convert_rgb, image_mean, input_data_format=None, device=None, **kwargs):
@@ -252,7 +254,7 @@ class VitfImageProcessorPil(VitfImageProcessorMixin, PilBackend):
             One value for each channel, for samples from 0 to 1. Their number is the number of channels that come out.
         do_convert_rgb (`bool`, *optional*, defaults to `True`):
             With three channels: whether other kinds of images become RGB. Grey is repeated, transparency shows white,
-            palettes and CMYK are converted by Pillow, of 16 bits the upper eight are kept. A Pillow image, or a file, is
+            palettes and CMYK are converted by Pillow, 16-bit samples are scaled to 8. A Pillow image, or a file, is
             turned upright as its EXIF orientation says; an array has none.
         do_resize, do_center_crop, do_rescale, do_normalize (`bool`, *optional*, defaults to `True`): Switch steps off.
         rescale_factor (`float`, *optional*, defaults to 1 / 255): What samples are multiplied by.
