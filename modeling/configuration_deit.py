@@ -32,6 +32,8 @@ class VitfDeitConfig(VitfConfig):
     """
 
     model_type = "vitf_deit"
+    # Evaluation loops gather every output of a model: the mean of the heads is what they need.
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["cls_logits", "distillation_logits"]
 
     VARIANTS: ClassVar[dict[str, dict[str, Any]]] = {
         "deit_tiny_patch16_224": {**_TINY, "distilled": False},

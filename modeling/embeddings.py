@@ -49,8 +49,10 @@ class SizeCache:
     """
     Remembers tensors that follow from parameters and the input size, so that a repeated size costs nothing.
 
-    Only while autograd is off: with gradients, a tensor must stay on the graph of its parameters. An entry is made anew
-    when a source was written to, moved or cast.
+    A tensor made from parameters is remembered only while autograd is off: with gradients it must stay on their graph.
+    It is made anew when a parameter was written to, moved or cast, and after every pass with gradients: fused optimisers
+    write without telling autograd. `.data` written between two passes without gradients goes unseen; `clear()`, which
+    `train()` and `eval()` of the owning modules call, covers that.
     """
 
     max_sizes = 8
@@ -58,17 +60,43 @@ class SizeCache:
     def __init__(self):
         self.entries = {}
 
-    def get(self, size: tuple, sources: tuple[torch.Tensor, ...], make: Callable[[], torch.Tensor]) -> torch.Tensor:
-        """`make()`, or what it returned for this `size` while `sources` are unchanged."""
-        if torch.is_grad_enabled() or torch.compiler.is_compiling() or any(s.is_inference() for s in sources):
+    def __reduce__(self):
+        return SizeCache, ()  # copies and pickles start empty: their parameters are others
+
+    def clear(self) -> None:
+        """Forgets everything."""
+        self.entries = {}
+
+    def get(self, size: tuple, sources: tuple[torch.Tensor, ...], make: Callable[[], torch.Tensor]):
+        """`make()`, a tensor or a tuple of them, or what it returned for this `size` while `sources` are unchanged."""
+        if torch.compiler.is_compiling() or any(source.is_inference() for source in sources):
             return make()
+        if sources and torch.is_grad_enabled():
+            self.clear()
+            return make()
+        # Comparing memory addresses is safe because the entry keeps the memory of its sources alive.
         stamp = tuple((s.data_ptr(), s._version, s.dtype, s.device) for s in sources)
         entry = self.entries.get(size)
         if entry is None or entry[0] != stamp:
             if len(self.entries) >= self.max_sizes:
-                self.entries.clear()
-            self.entries[size] = entry = (stamp, make())
+                self.clear()
+            # Inference tensors could not take part in training later.
+            with torch.inference_mode(False), torch.no_grad():
+                entry = (stamp, make(), tuple(source.detach() for source in sources))
+            self.entries[size] = entry
         return entry[1]
+
+
+class Resizable(nn.Module):
+    """Base of modules that keep a `SizeCache`; changing between training and evaluation empties it."""
+
+    def __init__(self):
+        super().__init__()
+        self.by_size = SizeCache()
+
+    def train(self, mode: bool = True):
+        self.by_size.clear()
+        return super().train(mode)
 
 
 # Keyword arguments of torch.nn.functional.interpolate by the name a configuration uses. "bilinear" with aligned corners
@@ -103,7 +131,7 @@ def resize_positions(
     return torch.cat((prefix, image.flatten(2).transpose(1, 2).to(table.dtype)), dim=1)
 
 
-class PositionEmbeddings(nn.Module):
+class PositionEmbeddings(Resizable):
     """A learned position for each token, resized to the grid of the input."""
 
     def __init__(self, hidden_size: int, grid: tuple[int, int], num_prefix_tokens: int, interpolation: str):
@@ -112,7 +140,6 @@ class PositionEmbeddings(nn.Module):
         self.num_prefix_tokens = num_prefix_tokens
         self.interpolation = interpolation
         self.weight = nn.Parameter(torch.zeros(1, num_prefix_tokens + grid[0] * grid[1], hidden_size))
-        self.resized = SizeCache()
 
     def forward(self, grid: tuple[int, int], like: torch.Tensor) -> torch.Tensor:
         """The table for a grid of `(h, w)` patches: (1, num_prefix_tokens + h * w, C)."""
@@ -122,7 +149,7 @@ class PositionEmbeddings(nn.Module):
         def make():
             return resize_positions(self.weight, self.grid, grid, self.num_prefix_tokens, self.interpolation)
 
-        return self.resized.get(grid, (self.weight,), make)
+        return self.by_size.get(grid, (self.weight,), make)
 
 
 def sincos_positions(hidden_size: int, grid: tuple[int, int]) -> torch.Tensor:
@@ -140,7 +167,7 @@ def sincos_positions(hidden_size: int, grid: tuple[int, int]) -> torch.Tensor:
     return table.flatten(0, 1)[None]
 
 
-class SincosPositions(nn.Module):
+class SincosPositions(Resizable):
     """Fixed 2-D sine-cosine positions of patch tokens, computed for the grid of the input; prefix tokens get none."""
 
     num_prefix_tokens = 0
@@ -148,7 +175,6 @@ class SincosPositions(nn.Module):
     def __init__(self, hidden_size: int):
         super().__init__()
         self.hidden_size = hidden_size
-        self.made = SizeCache()
 
     def forward(self, grid: tuple[int, int], like: torch.Tensor) -> torch.Tensor:
         """The table for a grid of `(h, w)` patches, (1, h * w, C), on the device and with the dtype of `like`."""
@@ -156,7 +182,7 @@ class SincosPositions(nn.Module):
         def make():
             return sincos_positions(self.hidden_size, grid).to(device=like.device, dtype=like.dtype)
 
-        return self.made.get((*grid, like.device, like.dtype), (), make)
+        return self.by_size.get((*grid, like.device, like.dtype), (), make)
 
 
 def axial_rotary(
@@ -179,6 +205,24 @@ def axial_rotary(
     angles = angles.flatten(0, 1).repeat_interleave(2, dim=-1)
     angles = nn.functional.pad(angles, (0, head_dim - angles.shape[-1], num_prefix_tokens, 0))
     return angles.cos(), angles.sin()
+
+
+class AxialRotary(Resizable):
+    """Axial rotary angles for the grid of the input (see `axial_rotary`)."""
+
+    def __init__(self, head_dim: int, max_frequency: float, num_prefix_tokens: int):
+        super().__init__()
+        self.head_dim = head_dim
+        self.max_frequency = max_frequency
+        self.num_prefix_tokens = num_prefix_tokens
+
+    def forward(self, grid: tuple[int, int], like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosine and sine for a grid of `(h, w)` patches, on the device and with the dtype of `like`."""
+
+        def make():
+            return axial_rotary(self.head_dim, self.max_frequency, grid, self.num_prefix_tokens, like)
+
+        return self.by_size.get((*grid, like.device, like.dtype), (), make)
 
 
 def apply_rotary(states: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> torch.Tensor:

@@ -151,15 +151,23 @@ class VitfCctPreTrainedModel(VitfPreTrainedModel):
 
 
 class VitfCctModel(VitfCctPreTrainedModel):
-    """The bare encoder. `pooler_output` is the weighted mean of all tokens, or the class token."""
+    """
+    The bare encoder. `pooler_output` is the weighted mean of all tokens, or the class token.
 
-    def __init__(self, config: VitfCctConfig):
+    Args:
+        add_pooling_layer (`bool`, *optional*, defaults to `True`):
+            Whether to make the weights of the mean; heads that do not read `pooler_output` would train them in vain.
+    """
+
+    def __init__(self, config: VitfCctConfig, add_pooling_layer: bool = True):
         super().__init__(config)
         self.embeddings = CctEmbeddings(config)
         rates = drop_path_rates(config.drop_path_rate, config.num_hidden_layers)
         self.layers = nn.ModuleList([CctLayer(config, rate) for rate in rates])
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.attention_pool = nn.Linear(config.hidden_size, 1) if config.pooling == "sequence" else None
+        self.attention_pool = None
+        if add_pooling_layer and config.pooling == "sequence":
+            self.attention_pool = nn.Linear(config.hidden_size, 1)
         self.num_prefix_tokens = int(config.pooling == "cls")
         self.post_init()
 
@@ -186,9 +194,8 @@ class VitfCctModel(VitfCctPreTrainedModel):
         for layer in self.layers:
             hidden_states = layer(hidden_states, **kwargs)
         hidden_states = self.layernorm(hidden_states)
-        if self.attention_pool is None:
-            pooled = hidden_states[:, 0]
-        else:
+        pooled = hidden_states[:, 0] if self.config.pooling == "cls" else None
+        if self.attention_pool is not None:
             weights = self.attention_pool(hidden_states).softmax(dim=1)
             pooled = torch.matmul(weights.transpose(1, 2), hidden_states).squeeze(1)
         return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=pooled)
@@ -215,7 +222,7 @@ class VitfCctForMaskedImageModeling(MaskedImageModelingMixin, VitfCctPreTrainedM
 
     def __init__(self, config: VitfCctConfig):
         super().__init__(config)
-        self.cct = VitfCctModel(config)
+        self.cct = VitfCctModel(config, add_pooling_layer=False)
         self.add_decoder()
         self.post_init()
 
@@ -225,7 +232,7 @@ class VitfCctBackbone(VitfBackboneMixin, VitfCctPreTrainedModel):
 
     def __init__(self, config: VitfCctConfig):
         super().__init__(config)
-        self.cct = VitfCctModel(config)
+        self.cct = VitfCctModel(config, add_pooling_layer=False)
         self.post_init()
 
 

@@ -168,8 +168,6 @@ class VitfDeitForImageClassification(VitfDeitPreTrainedModel):
         self.distillation_classifier = None
         if config.distilled:
             self.distillation_classifier = make_classifier(config.hidden_size, config.num_labels)
-        # Evaluation loops gather every output: the mean is what they need.
-        config.keys_to_ignore_at_inference = ["cls_logits", "distillation_logits"]
         self.post_init()
 
     @can_return_tuple

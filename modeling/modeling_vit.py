@@ -19,7 +19,7 @@ from transformers.utils.output_capturing import capture_outputs
 from .attention import SelfAttention
 from .configuration_vit import VitfVitConfig
 from .configuration_vitf import pair
-from .embeddings import PatchEmbeddings, PositionEmbeddings, SincosPositions, axial_rotary
+from .embeddings import AxialRotary, PatchEmbeddings, PositionEmbeddings, SincosPositions
 from .layers import DropPath, LayerScale, Mlp, drop_path_rates, init_trunc_normal
 from .modeling_vitf import (
     ImageClassificationMixin,
@@ -142,18 +142,28 @@ class VitfVitPreTrainedModel(VitfPreTrainedModel):
 
 
 class VitfVitModel(VitfVitPreTrainedModel):
-    """The bare encoder. `pooler_output` is the class token or the mean, through `pre_logits` where there is one."""
+    """
+    The bare encoder. `pooler_output` is the class token or the mean, through `pre_logits` where there is one.
 
-    def __init__(self, config: VitfVitConfig):
+    Args:
+        add_pooling_layer (`bool`, *optional*, defaults to `True`):
+            Whether to make `pre_logits`; heads that do not read `pooler_output` would train it in vain.
+    """
+
+    def __init__(self, config: VitfVitConfig, add_pooling_layer: bool = True):
         super().__init__(config)
         self.embeddings = VitEmbeddings(config)
         rates = drop_path_rates(config.drop_path_rate, config.num_hidden_layers, config.drop_path_schedule)
         self.layers = nn.ModuleList([VitLayer(config, rate) for rate in rates])
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.pre_logits = None
-        if config.representation_size is not None:
+        if add_pooling_layer and config.representation_size is not None:
             self.pre_logits = nn.Linear(config.hidden_size, config.representation_size)
         self.num_prefix_tokens = int(config.use_cls_token) + config.num_register_tokens
+        self.rotary = None
+        if config.position_embedding_type == "rotary":
+            head_dim = config.hidden_size // config.num_attention_heads
+            self.rotary = AxialRotary(head_dim, max(pair(config.image_size)), self.num_prefix_tokens)
         self.post_init()
 
     @merge_with_config_defaults
@@ -176,14 +186,9 @@ class VitfVitModel(VitfVitPreTrainedModel):
             `hidden_states`: the input of the first layer and the output of each; `attentions`: (B, h, N, N) a layer.
         """
         hidden_states = self.embeddings(pixel_values, bool_masked_pos, mask_token)
-        if self.config.position_embedding_type == "rotary":
-            kwargs["rotary"] = axial_rotary(
-                self.config.hidden_size // self.config.num_attention_heads,
-                max(pair(self.config.image_size)),
-                self.embeddings.patch_embeddings.grid(*pixel_values.shape[-2:]),
-                self.num_prefix_tokens,
-                like=hidden_states,
-            )
+        if self.rotary is not None:
+            grid = self.embeddings.patch_embeddings.grid(*pixel_values.shape[-2:])
+            kwargs["rotary"] = self.rotary(grid, like=hidden_states)
         for layer in self.layers:
             hidden_states = layer(hidden_states, **kwargs)
         hidden_states = self.layernorm(hidden_states)
@@ -217,7 +222,7 @@ class VitfVitForMaskedImageModeling(MaskedImageModelingMixin, VitfVitPreTrainedM
 
     def __init__(self, config: VitfVitConfig):
         super().__init__(config)
-        self.vit = VitfVitModel(config)
+        self.vit = VitfVitModel(config, add_pooling_layer=False)
         self.add_decoder()
         self.post_init()
 
@@ -227,7 +232,7 @@ class VitfVitBackbone(VitfBackboneMixin, VitfVitPreTrainedModel):
 
     def __init__(self, config: VitfVitConfig):
         super().__init__(config)
-        self.vit = VitfVitModel(config)
+        self.vit = VitfVitModel(config, add_pooling_layer=False)
         self.post_init()
 
 

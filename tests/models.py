@@ -1,0 +1,132 @@
+"""Tiny models of every architecture: the one table that all suites read. A new architecture adds a line to `TINY`."""
+
+import copy
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from hf_vit_family import ARCHITECTURES
+from hf_vit_family.modeling.configuration_vitf import VitfConfig, pair
+from hf_vit_family.registry import Architecture
+
+_PLAIN = {
+    "image_size": 32,
+    "patch_size": 8,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "mlp_ratio": 2,
+    "num_labels": 5,
+}
+_CCT = {
+    "image_size": 16,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_labels": 5,
+    "attention_probs_dropout_prob": 0.0,
+    "drop_path_rate": 0.0,
+}
+
+# Case to the fields of a tiny configuration. A case is the name of an architecture, or that name, "-" and an option.
+TINY: dict[str, dict[str, Any]] = {
+    "vit": {**_PLAIN, "representation_size": 24},
+    "vit-deit3": {
+        **_PLAIN,
+        "layer_scale_init_value": 0.1,
+        "prefix_position_embeddings": False,
+        "position_interpolation": "bicubic",
+        "initialization": "trunc_normal",
+    },
+    "vit-registers": {**_PLAIN, "num_register_tokens": 3, "pooling": "mean", "position_embedding_type": "sincos"},
+    "vit-rotary": {
+        **_PLAIN,
+        "position_embedding_type": "rotary",
+        "use_cls_token": False,
+        "pooling": "mean",
+        "qkv_bias": False,
+    },
+    "deit": {**_PLAIN},
+    "deit-plain": {**_PLAIN, "distilled": False},
+    "cct": {**_CCT},
+    "cct-patches": {**_CCT, "num_conv_layers": 0, "kernel_size": 4, "stride": 4, "padding": 0, "pooling": "cls"},
+    "cct-sine": {**_CCT, "position_embedding_type": "sine"},
+}
+
+# One case an architecture, for checks that cost seconds.
+PLAIN_CASES = [case for case in TINY if "-" not in case]
+HEADS = [(case, head) for case in TINY for head in ARCHITECTURES[case.partition("-")[0]].heads]
+PLAIN_HEADS = [(case, head) for case, head in HEADS if case in PLAIN_CASES]
+TRAINABLE_HEADS = [(case, head) for case, head in HEADS if head.startswith("For")]
+
+
+def architecture_of(case: str) -> Architecture:
+    """The row of the registry that a case of `TINY` belongs to."""
+    return ARCHITECTURES[case.partition("-")[0]]
+
+
+def classification_head(case: str) -> str:
+    """The suffix of the classifier: `"ForImageClassification"` or its counterpart for video."""
+    return next(head for head in architecture_of(case).heads if head.endswith("Classification"))
+
+
+def tiny_config(case: str, **overrides: Any) -> VitfConfig:
+    """The tiny configuration of a case of `TINY`, with some fields replaced."""
+    return architecture_of(case).config_class(**{**TINY[case], **overrides})
+
+
+def randomise(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
+    """Fills every parameter with noise: with zero heads and unit norms, many mistakes pass unnoticed."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator) * 0.2
+            is_norm = name.endswith("weight") and "norm" in name
+            parameter.copy_(noise + 1 if is_norm else noise)
+    return model
+
+
+def tiny_model(case: str, head: str | None = None, **overrides: Any) -> PreTrainedModel:
+    """A tiny model with every parameter random, in evaluation mode; `head` defaults to the classifier."""
+    model_class = architecture_of(case).model_class(head or classification_head(case))
+    return randomise(model_class(tiny_config(case, **overrides))).eval()
+
+
+def fresh(model: PreTrainedModel) -> PreTrainedModel:
+    """A new model with the same weights that has computed nothing yet, in evaluation mode."""
+    config = copy.deepcopy(model.config)
+    config._attn_implementation = model.config._attn_implementation
+    new = type(model)(config).to(model.dtype)
+    new.load_state_dict(model.state_dict())
+    return new.eval()
+
+
+def size_multiple(config: VitfConfig) -> tuple[int, int]:
+    """(height, width) in pixels that a size must be a multiple of to fit every stage."""
+    return tuple(max(stride[axis] for stride in config.stage_strides) for axis in (0, 1))
+
+
+def random_pixels(
+    config: VitfConfig, batch: int = 2, size: tuple[int, int] | None = None, seed: int = 0
+) -> torch.Tensor:
+    """Random (batch, num_channels, height, width); `size` defaults to the configured one."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(batch, config.num_channels, *(size or pair(config.image_size)), generator=generator)
+
+
+def random_mask(config: VitfConfig, batch: int = 2, size: tuple[int, int] | None = None) -> torch.Tensor:
+    """A boolean mask (batch, patches) that hides two patches of three, for masked image modelling."""
+    (rows, columns), (height, width) = config.stage_strides[0], size or pair(config.image_size)
+    patches = (height // rows) * (width // columns)
+    return (torch.arange(batch * patches) % 3 != 0).view(batch, patches)
+
+
+def training_inputs(model: PreTrainedModel, batch: int = 2) -> dict[str, torch.Tensor]:
+    """Inputs with which a head returns a loss."""
+    inputs = {"pixel_values": random_pixels(model.config, batch)}
+    if type(model).__name__.endswith("Classification"):
+        inputs["labels"] = torch.arange(batch) % model.config.num_labels
+    else:
+        inputs["bool_masked_pos"] = random_mask(model.config, batch)
+    return inputs
