@@ -1,0 +1,123 @@
+"""DeiT, plain and distilled: the original .pth files (timm 0.3.2's names), timm's, and transformers' own DeiT."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+from transformers import DeiTConfig, PreTrainedConfig, ViTConfig
+
+from ..conversion import Layout, Published, Source, fields_from_kwargs, make_config
+from ..modeling.configuration_deit import VitfDeitConfig
+from ..rules import Rule
+from .convert_vit import (
+    TIMM_FIXED,
+    TIMM_KWARGS,
+    TRANSFORMERS_NAMES,
+    timm_rules,
+    timm_shapes,
+    transformers_fields,
+    transformers_native_fields,
+    transformers_rules,
+)
+
+SOURCE = Source("facebookresearch/deit", "7e160fe43f0252d17191b71cbb5826254114ea5b", "models.py", "apache-2.0")
+
+
+def rules(config: VitfDeitConfig) -> list[Rule]:
+    """The table of the published `.pth` files, whose names timm keeps."""
+    distilled = [
+        Rule("dist_token", "embeddings.distillation_token"),
+        Rule("head_dist.*", "distillation_classifier.*"),
+    ]
+    return [*timm_rules(config), *(distilled if config.distilled else [])]
+
+
+def config_from_original(
+    kwargs: Mapping[str, Any], state_dict: Mapping[str, Tensor], **overrides: Any
+) -> VitfDeitConfig:
+    """
+    The configuration of a DeiT checkpoint. The number of heads comes from `kwargs`, or from the published variant with the
+    same shapes.
+
+    Args:
+        kwargs: Keyword arguments of `VisionTransformer` of timm 0.3.2, or of timm's today; may be empty.
+        state_dict: The checkpoint.
+        overrides: Fields that replace what arguments and shapes say.
+    """
+    distilled = "dist_token" in state_dict
+    known = {**timm_shapes(state_dict, (1 + distilled,)), "distilled": distilled}
+    given = fields_from_kwargs(kwargs, TIMM_KWARGS, TIMM_FIXED)
+    return make_config(VitfDeitConfig, known, given, ask_for=("image_size", "num_attention_heads"), **overrides)
+
+
+def _transformers_rules(names: Mapping[str, Any]):
+    def rules(config: VitfDeitConfig) -> list[Rule]:
+        # Without distillation it is transformers' ViT, as facebook/deit-tiny-patch16-224 on the Hub.
+        heads = [Rule("classifier.*", "classifier.*")]
+        if config.distilled:
+            heads = [
+                Rule("embeddings.distillation_token", "embeddings.distillation_token"),
+                Rule("cls_classifier.*", "classifier.*"),
+                Rule("distillation_classifier.*", "distillation_classifier.*"),
+            ]
+        return [*transformers_rules(names), *heads]
+
+    return rules
+
+
+def transformers_config(
+    kwargs: Mapping[str, Any], state_dict: Mapping[str, Tensor], **overrides: Any
+) -> VitfDeitConfig:
+    """The configuration of transformers' own DeiT, or of a plain DeiT stored as its ViT; `kwargs` is its config.json."""
+    distilled = "embeddings.distillation_token" in state_dict
+    known = transformers_fields(kwargs, state_dict, "cls_classifier" if distilled else "classifier")
+    return make_config(VitfDeitConfig, known, {"distilled": distilled}, **overrides)
+
+
+def _native_config(config: VitfDeitConfig, has_head: bool) -> PreTrainedConfig:
+    fields = transformers_native_fields(config)
+    if config.distilled:
+        return DeiTConfig(
+            **fields, architectures=["DeiTForImageClassificationWithTeacher" if has_head else "DeiTModel"]
+        )
+    return ViTConfig(**fields, architectures=["ViTForImageClassification" if has_head else "ViTModel"])
+
+
+_TIMM = {
+    "rules": rules,
+    "config": config_from_original,
+    "requires": ("patch_embed.proj.weight", "blocks.{i}.attn.qkv.weight", "pos_embed", "cls_token"),
+    "forbids": ("blocks.{i}.gamma_1", "blocks.{i}.ls1.gamma", "reg_token", "fc_norm.*", "pre_logits.fc.*"),
+}
+LAYOUTS = {
+    "original": Layout(**_TIMM, suffix=".pth", wrapper="model"),
+    "timm": Layout(**_TIMM),
+    **{
+        name: Layout(
+            rules=_transformers_rules(names),
+            config=transformers_config,
+            requires=(
+                "embeddings.patch_embeddings.projection.weight",
+                names["layer"] + names["qkv"][0] + "weight",
+                "embeddings.distillation_token",
+            ),
+            prefix="deit.",
+            holds={"distilled": (True,)},
+            native_config=_native_config,
+        )
+        for name, names in TRANSFORMERS_NAMES.items()
+    },
+    **{
+        f"{name}_plain": Layout(
+            rules=_transformers_rules(names),
+            config=transformers_config,
+            requires=("embeddings.patch_embeddings.projection.weight", names["layer"] + names["qkv"][0] + "weight"),
+            forbids=("embeddings.distillation_token",),
+            prefix="vit.",
+            holds={"distilled": (False,)},
+            native_config=_native_config,
+        )
+        for name, names in TRANSFORMERS_NAMES.items()
+    },
+}
+CHECKPOINTS: dict[str, Published] = {}

@@ -1,0 +1,513 @@
+"""ViT and DeiT III: the original .npz files, DeiT III's .pth, timm's and transformers' own ViT."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+from transformers import ViTConfig
+
+from ..conversion import (
+    Layout,
+    Published,
+    Source,
+    count_indices,
+    fields_from_kwargs,
+    ignored,
+    layer_norm_eps,
+    make_config,
+    shape_of,
+    square_image,
+)
+from ..errors import ConversionError
+from ..modeling.configuration_vit import VitfVitConfig
+from ..modeling.configuration_vitf import pair
+from ..rules import Concatenate, Permute, Reshape, Rule
+
+SOURCE = Source(
+    "google-research/vision_transformer",
+    "c6de1e5378c9831a8477feb30994971bdc409e46",
+    "vit_jax/models_vit.py",
+    "apache-2.0",
+)
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The original: flax parameters. Published files number the modules of a block in one sequence ("pre-linen"); big_vision
+# (google-research/big_vision@0127fb6 models/vit.py) and flax linen itself count per class.
+
+_PRE_LINEN = ("LayerNorm_0", "MultiHeadDotProductAttention_1", "LayerNorm_2", "MlpBlock_3")
+_LINEN = ("LayerNorm_0", "MultiHeadDotProductAttention_0", "LayerNorm_1", "MlpBlock_0")
+
+
+def _flax_rules(config: VitfVitConfig, modules: tuple[str, ...]) -> list[Rule]:
+    width, heads = config.hidden_size, config.num_attention_heads
+    split, square = (heads, width // heads), (width, width)
+    block, layer = "Transformer/encoderblock_{i}/", "layers.{i}."
+    norm1, attention, norm2, mlp = (block + module for module in modules)
+    qkv = [f"{attention}/{name}/" for name in ("query", "key", "value")]
+    rules = [
+        Rule("embedding/kernel", "embeddings.patch_embeddings.projection.weight", Permute(3, 2, 0, 1)),
+        Rule("embedding/bias", "embeddings.patch_embeddings.projection.bias"),
+        Rule("Transformer/posembed_input/pos_embedding", "embeddings.position_embeddings.weight"),
+        Rule(
+            tuple(name + "kernel" for name in qkv),
+            layer + "attention.qkv.weight",
+            Reshape((width, *split), square),
+            Permute(1, 0),
+            Concatenate(3),
+        ),
+        Rule(
+            tuple(name + "bias" for name in qkv), layer + "attention.qkv.bias", Reshape(split, (width,)), Concatenate(3)
+        ),
+        Rule(
+            f"{attention}/out/kernel", layer + "attention.proj.weight", Reshape((*split, width), square), Permute(1, 0)
+        ),
+        Rule(f"{attention}/out/bias", layer + "attention.proj.bias"),
+        Rule("Transformer/encoder_norm/scale", "layernorm.weight"),
+        Rule("Transformer/encoder_norm/bias", "layernorm.bias"),
+        Rule("head/kernel", "classifier.weight", Permute(1, 0)),
+        Rule("head/bias", "classifier.bias"),
+    ]
+    for source, target in ((norm1, "layernorm_before"), (norm2, "layernorm_after")):
+        rules += [Rule(f"{source}/scale", f"{layer}{target}.weight"), Rule(f"{source}/bias", f"{layer}{target}.bias")]
+    for source, target in (("Dense_0", "fc1"), ("Dense_1", "fc2")):
+        rules += [
+            Rule(f"{mlp}/{source}/kernel", f"{layer}mlp.{target}.weight", Permute(1, 0)),
+            Rule(f"{mlp}/{source}/bias", f"{layer}mlp.{target}.bias"),
+        ]
+    if config.use_cls_token:
+        rules.append(Rule("cls", "embeddings.cls_token"))
+    if config.representation_size is not None:
+        rules += [
+            Rule("pre_logits/kernel", "pre_logits.weight", Permute(1, 0)),
+            Rule("pre_logits/bias", "pre_logits.bias"),
+        ]
+    return rules
+
+
+def rules(config: VitfVitConfig) -> list[Rule]:
+    """The table of the published `.npz` files."""
+    return _flax_rules(config, _PRE_LINEN)
+
+
+def linen_rules(config: VitfVitConfig) -> list[Rule]:
+    """The table of files with linen's numbering."""
+    return _flax_rules(config, _LINEN)
+
+
+_CLASSIFIERS = {
+    "token": {"use_cls_token": True, "pooling": "cls"},
+    "gap": {"use_cls_token": False, "pooling": "mean"},
+}
+
+
+def _classifier(name: str) -> dict[str, Any]:
+    if name not in _CLASSIFIERS:
+        raise ConversionError(f"original argument classifier={name!r} is not supported, only {list(_CLASSIFIERS)}")
+    return _CLASSIFIERS[name]
+
+
+def _encoder(kwargs: Mapping[str, Any], width: int) -> dict[str, Any]:
+    names = {
+        "num_heads": "num_attention_heads",
+        "num_layers": "num_hidden_layers",
+        "mlp_dim": lambda mlp_dim: {"mlp_ratio": mlp_dim / width},
+        "dropout_rate": "hidden_dropout_prob",
+        "attention_dropout_rate": "attention_probs_dropout_prob",
+    }
+    return fields_from_kwargs(kwargs, names)
+
+
+def config_from_original(
+    kwargs: Mapping[str, Any], state_dict: Mapping[str, Tensor], **overrides: Any
+) -> VitfVitConfig:
+    """
+    The configuration of a flax checkpoint. Shapes tell all but the image of a grid that is not square (`image_size`).
+
+    Args:
+        kwargs: Keyword arguments of `VisionTransformer` in models_vit.py; may be empty.
+        state_dict: The checkpoint.
+        overrides: Fields that replace what arguments and shapes say.
+    """
+    rows, columns, channels, width = shape_of("embedding/kernel", state_dict, 4)
+    block = "Transformer/encoderblock_{i}/"
+    modules = _PRE_LINEN if any(f"/{_PRE_LINEN[1]}/" in key for key in state_dict) else _LINEN
+    first = block.format(i=0)
+    known = {
+        "patch_size": (rows, columns),
+        "num_channels": channels,
+        "hidden_size": width,
+        "num_hidden_layers": count_indices(f"{block}{modules[1]}/out/bias", state_dict),
+        "num_attention_heads": shape_of(f"{first}{modules[1]}/query/bias", state_dict, 2)[0],
+        "mlp_ratio": shape_of(f"{first}{modules[3]}/Dense_0/bias", state_dict, 1)[0] / width,
+        **_CLASSIFIERS["token" if "cls" in state_dict else "gap"],
+    }
+    if "pre_logits/bias" in state_dict:
+        known["representation_size"] = shape_of("pre_logits/bias", state_dict, 1)[0]
+    if "head/bias" in state_dict:
+        known["num_labels"] = shape_of("head/bias", state_dict, 1)[0]
+    positions = shape_of("Transformer/posembed_input/pos_embedding", state_dict, 3)[1]
+    image = square_image(positions - int(known["use_cls_token"]), known["patch_size"])
+    if image is not None:
+        known["image_size"] = image
+    given = fields_from_kwargs(
+        kwargs,
+        {
+            "num_classes": "num_labels",
+            "hidden_size": "hidden_size",
+            "representation_size": "representation_size",
+            "patches": lambda patches: {"patch_size": tuple(patches["size"])},
+            "classifier": _classifier,
+            "transformer": lambda encoder: _encoder(encoder, width),
+            "head_bias_init": ignored,
+            "model_name": ignored,
+        },
+        {"resnet": (None,)},
+    )
+    return make_config(VitfVitConfig, known, given, ask_for=("image_size",), **overrides)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# timm's names, which DeiT and DeiT III keep but for their layer scale
+
+
+def timm_rules(config) -> list[Rule]:
+    """What timm's ViT, DeiT (timm 0.3.2 inside) and DeiT III name alike: patches, layers, last norm and head."""
+    source, target = "blocks.{i}.", "layers.{i}."
+    return [
+        Rule("cls_token", "embeddings.cls_token"),
+        Rule("pos_embed", "embeddings.position_embeddings.weight"),
+        Rule("patch_embed.proj.*", "embeddings.patch_embeddings.projection.*"),
+        Rule(source + "norm1.*", target + "layernorm_before.*"),
+        Rule(source + "attn.qkv.*", target + "attention.qkv.*"),
+        Rule(source + "attn.proj.*", target + "attention.proj.*"),
+        Rule(source + "norm2.*", target + "layernorm_after.*"),
+        Rule(source + "mlp.fc1.*", target + "mlp.fc1.*"),
+        Rule(source + "mlp.fc2.*", target + "mlp.fc2.*"),
+        Rule("norm.*", "layernorm.*"),
+        Rule("head.*", "classifier.*"),
+    ]
+
+
+def _timm_vit_rules(config: VitfVitConfig, layer_scale: str) -> list[Rule]:
+    absent = set() if config.use_cls_token else {"cls_token"}
+    rules = [rule for rule in timm_rules(config) if not absent.intersection(rule.sources)]
+    if config.num_register_tokens:
+        rules.append(Rule("reg_token", "embeddings.register_tokens"))
+    if config.representation_size is not None:
+        rules.append(Rule("pre_logits.fc.*", "pre_logits.*"))
+    if config.layer_scale_init_value is not None:
+        rules += [Rule("blocks.{i}." + layer_scale.format(n=n), f"layers.{{i}}.layer_scale{n}.weight") for n in (1, 2)]
+    return rules
+
+
+def deit3_rules(config: VitfVitConfig) -> list[Rule]:
+    """The table of DeiT III, facebookresearch/deit@7e160fe models_v2.py."""
+    return _timm_vit_rules(config, "gamma_{n}")
+
+
+def timm_vit_rules(config: VitfVitConfig) -> list[Rule]:
+    """The table of timm 1.0's VisionTransformer."""
+    return _timm_vit_rules(config, "ls{n}.gamma")
+
+
+def timm_shapes(state_dict: Mapping[str, Tensor], num_prefix_rows: tuple[int, ...]) -> dict[str, Any]:
+    """
+    The fields that shapes tell under timm's names.
+
+    Args:
+        num_prefix_rows: Numbers of rows of the position table that may precede the patches'.
+    """
+    width, channels, *patch_size = shape_of("patch_embed.proj.weight", state_dict, 4)
+    known = {
+        "patch_size": tuple(patch_size),
+        "num_channels": channels,
+        "hidden_size": width,
+        "num_hidden_layers": count_indices("blocks.{i}.norm1.weight", state_dict),
+        "mlp_ratio": shape_of("blocks.0.mlp.fc1.weight", state_dict, 2)[0] / width,
+        "qkv_bias": "blocks.0.attn.qkv.bias" in state_dict,
+    }
+    if "head.weight" in state_dict:
+        known["num_labels"] = shape_of("head.weight", state_dict, 2)[0]
+    positions = shape_of("pos_embed", state_dict, 3)[1]
+    images = (square_image(positions - rows, patch_size) for rows in num_prefix_rows)
+    if image := next(filter(None, images), None):
+        known["image_size"] = image
+    return known
+
+
+# Arguments of timm's constructors, 0.3.2 as in DeiT and 1.0, and of models_v2.py.
+TIMM_KWARGS = {
+    "img_size": "image_size",
+    "patch_size": "patch_size",
+    "in_chans": "num_channels",
+    "num_classes": "num_labels",
+    "embed_dim": "hidden_size",
+    "depth": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "mlp_ratio": "mlp_ratio",
+    "qkv_bias": "qkv_bias",
+    "drop_rate": "hidden_dropout_prob",
+    "attn_drop_rate": "attention_probs_dropout_prob",
+    "drop_path_rate": "drop_path_rate",
+    "norm_layer": layer_norm_eps,
+}
+TIMM_FIXED = {"qk_scale": (None,), "hybrid_backbone": (None,)}
+
+# What makes a ViT a DeiT III: see modeling/configuration_vit.py.
+_DEIT3 = {
+    "hidden_act": "gelu",
+    "prefix_position_embeddings": False,
+    "drop_path_schedule": "constant",
+    "position_interpolation": "bicubic",
+    "initialization": "trunc_normal",
+}
+_DEIT3_FIXED = {
+    **TIMM_FIXED,
+    "global_pool": (None,),
+    "block_layers": ("models_v2.Layer_scale_init_Block",),
+    "Patch_layer": ("timm.models.vision_transformer.PatchEmbed",),
+    "act_layer": ("torch.nn.GELU",),
+    "Attention_block": ("models_v2.Attention",),
+    "Mlp_block": ("timm.models.vision_transformer.Mlp",),
+}
+
+
+def deit3_config(kwargs: Mapping[str, Any], state_dict: Mapping[str, Tensor], **overrides: Any) -> VitfVitConfig:
+    """The configuration of a DeiT III checkpoint; `kwargs` are those of `vit_models` in models_v2.py."""
+    names = {
+        **TIMM_KWARGS,
+        "init_scale": "layer_scale_init_value",
+        "dpr_constant": lambda constant: {"drop_path_schedule": "constant" if constant else "linear"},
+        "mlp_ratio_clstk": ignored,  # of class attention blocks, which these models do not have
+    }
+    known = {**timm_shapes(state_dict, (0,)), **_DEIT3, "layer_scale_init_value": 1e-4}
+    given = fields_from_kwargs(kwargs, names, _DEIT3_FIXED)
+    return make_config(VitfVitConfig, known, given, ask_for=("image_size", "num_attention_heads"), **overrides)
+
+
+def timm_config(kwargs: Mapping[str, Any], state_dict: Mapping[str, Tensor], **overrides: Any) -> VitfVitConfig:
+    """The configuration of a timm ViT or DeiT III; `kwargs` are those of timm's `VisionTransformer`."""
+    known = {**timm_shapes(state_dict, (1, 0)), "hidden_act": "gelu"}
+    if "blocks.0.ls1.gamma" in state_dict:
+        known |= {**_DEIT3, "layer_scale_init_value": 1e-4}
+    if "cls_token" in state_dict:
+        rows = shape_of("pos_embed", state_dict, 3)[1]
+        known["prefix_position_embeddings"] = square_image(rows, 1) is None
+    else:
+        known |= {"use_cls_token": False, "pooling": "mean"}
+    if "reg_token" in state_dict:
+        known["num_register_tokens"] = shape_of("reg_token", state_dict, 3)[1]
+    if "pre_logits.fc.weight" in state_dict:
+        known["representation_size"] = shape_of("pre_logits.fc.weight", state_dict, 2)[0]
+    names = {
+        **TIMM_KWARGS,
+        "class_token": "use_cls_token",
+        "reg_tokens": "num_register_tokens",
+        "init_values": "layer_scale_init_value",
+        "no_embed_class": lambda without: {"prefix_position_embeddings": not without},
+        "global_pool": lambda pool: {"pooling": {"token": "cls", "avg": "mean"}.get(pool, pool)},
+    }
+    given = fields_from_kwargs(kwargs, names, {**TIMM_FIXED, "fc_norm": (False,)})
+    return make_config(VitfVitConfig, known, given, ask_for=("image_size", "num_attention_heads"), **overrides)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# transformers' own ViT. Files hold the names of version 4, which version 5 writes by default as well; the other names are
+# those of version 5 in memory, written by save_pretrained(save_original_format=False).
+
+_VERSION_4 = {
+    "layer": "encoder.layer.{i}.",
+    "qkv": tuple(f"attention.attention.{name}." for name in ("query", "key", "value")),
+    "proj": "attention.output.dense.",
+    "fc1": "intermediate.dense.",
+    "fc2": "output.dense.",
+}
+_VERSION_5 = {
+    "layer": "layers.{i}.",
+    "qkv": tuple(f"attention.{name}_proj." for name in "qkv"),
+    "proj": "attention.o_proj.",
+    "fc1": "mlp.fc1.",
+    "fc2": "mlp.fc2.",
+}
+TRANSFORMERS_NAMES = {"transformers": _VERSION_4, "transformers_5": _VERSION_5}
+
+
+def transformers_rules(names: Mapping[str, Any]) -> list[Rule]:
+    """What transformers' ViT and DeiT name alike; `names` is a value of `TRANSFORMERS_NAMES`."""
+    source, target = names["layer"], "layers.{i}."
+    return [
+        Rule("embeddings.cls_token", "embeddings.cls_token"),
+        Rule("embeddings.position_embeddings", "embeddings.position_embeddings.weight"),
+        Rule("embeddings.patch_embeddings.projection.*", "embeddings.patch_embeddings.projection.*"),
+        Rule(source + "layernorm_before.*", target + "layernorm_before.*"),
+        Rule(tuple(source + name + "*" for name in names["qkv"]), target + "attention.qkv.*", Concatenate(3)),
+        Rule(source + names["proj"] + "*", target + "attention.proj.*"),
+        Rule(source + "layernorm_after.*", target + "layernorm_after.*"),
+        Rule(source + names["fc1"] + "*", target + "mlp.fc1.*"),
+        Rule(source + names["fc2"] + "*", target + "mlp.fc2.*"),
+        Rule("layernorm.*", "layernorm.*"),
+    ]
+
+
+def _transformers_vit_rules(names: Mapping[str, Any]):
+    def rules(config: VitfVitConfig) -> list[Rule]:
+        head = Rule("classifier.*", "classifier.*")
+        pooler = [Rule("pooler.dense.*", "pre_logits.*")] if config.representation_size is not None else []
+        return [*transformers_rules(names), head, *pooler]
+
+    return rules
+
+
+# Fields that mean the same in transformers' ViTConfig and DeiTConfig.
+TRANSFORMERS_FIELDS = [
+    "image_size",
+    "patch_size",
+    "num_channels",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "hidden_act",
+    "qkv_bias",
+    "layer_norm_eps",
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "initializer_range",
+]
+
+
+def transformers_fields(metadata: Mapping[str, Any], state_dict: Mapping[str, Tensor], head: str) -> dict[str, Any]:
+    """
+    Fields from transformers' own config.json, and the number of labels from the `head`.
+
+    Raises:
+        ConversionError: if the config.json is not there or lacks a field.
+    """
+    fields = {}
+    for name in TRANSFORMERS_FIELDS:
+        if name not in metadata:
+            raise ConversionError(
+                f"{name} is not told by the weights; keep transformers' config.json next to them, or give its fields as "
+                f"original_kwargs",
+                name,
+            )
+        fields[name] = metadata[name]
+    fields["mlp_ratio"] = metadata.get("intermediate_size", 4 * fields["hidden_size"]) / fields["hidden_size"]
+    if f"{head}.weight" in state_dict:
+        fields["num_labels"] = shape_of(f"{head}.weight", state_dict, 2)[0]
+    labels = metadata.get("id2label") or {}
+    if labels and len(labels) == fields.get("num_labels", len(labels)):
+        del fields["num_labels"]
+        fields["id2label"] = {int(index): label for index, label in labels.items()}
+        fields["label2id"] = {label: index for index, label in fields["id2label"].items()}
+    return fields
+
+
+def transformers_config(kwargs: Mapping[str, Any], state_dict: Mapping[str, Tensor], **overrides: Any) -> VitfVitConfig:
+    """The configuration of transformers' own ViT; `kwargs` is its config.json."""
+    known = {
+        **transformers_fields(kwargs, state_dict, "classifier"),
+        "position_interpolation": "bicubic",
+        "initialization": "trunc_normal",
+    }
+    if "pooler.dense.weight" in state_dict:
+        if (activation := kwargs.get("pooler_act", "tanh")) != "tanh":
+            raise ConversionError(f"pooler_act={activation!r} is not supported, only 'tanh'", "pooler_act")
+        known["representation_size"] = shape_of("pooler.dense.weight", state_dict, 2)[0]
+    return make_config(VitfVitConfig, known, **overrides)
+
+
+def transformers_native_fields(config: VitfVitConfig) -> dict[str, Any]:
+    """The fields of `TRANSFORMERS_FIELDS` and the labels, for transformers' own configuration."""
+    fields = {name: getattr(config, name) for name in TRANSFORMERS_FIELDS}
+    height, width = pair(config.image_size)
+    fields["image_size"] = height if height == width else (height, width)
+    rows, columns = pair(config.patch_size)
+    fields["patch_size"] = rows if rows == columns else (rows, columns)
+    return fields | {
+        "intermediate_size": round(config.mlp_ratio * config.hidden_size),
+        "id2label": config.id2label,
+        "label2id": config.label2id,
+    }
+
+
+def _native_config(config: VitfVitConfig, has_head: bool) -> ViTConfig:
+    if has_head and config.representation_size is not None:
+        raise ConversionError(
+            "transformers' ViTForImageClassification has no layer before its head (representation_size)"
+        )
+    return ViTConfig(
+        **transformers_native_fields(config),
+        pooler_output_size=config.representation_size or config.hidden_size,
+        architectures=["ViTForImageClassification" if has_head else "ViTModel"],
+    )
+
+
+_PLAIN_POSITIONS = {"position_embedding_type": ("learned",), "num_register_tokens": (0,)}
+_TRANSFORMERS_HOLDS = {
+    **_PLAIN_POSITIONS,
+    "use_cls_token": (True,),
+    "pooling": ("cls",),
+    "prefix_position_embeddings": (True,),
+    "layer_scale_init_value": (None,),
+}
+_FLAX_HOLDS = {
+    **_PLAIN_POSITIONS,
+    "prefix_position_embeddings": (True,),
+    "layer_scale_init_value": (None,),
+    "qkv_bias": (True,),
+}
+LAYOUTS = {
+    "original": Layout(
+        rules=rules,
+        config=config_from_original,
+        requires=("embedding/kernel", f"Transformer/encoderblock_{{i}}/{_PRE_LINEN[1]}/query/kernel"),
+        suffix=".npz",
+        holds=_FLAX_HOLDS,
+    ),
+    "original_linen": Layout(
+        rules=linen_rules,
+        config=config_from_original,
+        requires=("embedding/kernel", f"Transformer/encoderblock_{{i}}/{_LINEN[1]}/query/kernel"),
+        suffix=".npz",
+        holds=_FLAX_HOLDS,
+    ),
+    "original_deit3": Layout(
+        rules=deit3_rules,
+        config=deit3_config,
+        requires=("patch_embed.proj.weight", "blocks.{i}.attn.qkv.weight", "blocks.{i}.gamma_1"),
+        forbids=("blocks_token_only.{i}.*", "rel_pos_bias.*"),
+        suffix=".pth",
+        wrapper="model",
+        holds={
+            **_PLAIN_POSITIONS,
+            "prefix_position_embeddings": (False,),
+            "use_cls_token": (True,),
+            "pooling": ("cls",),
+            "representation_size": (None,),
+        },
+    ),
+    "timm": Layout(
+        rules=timm_vit_rules,
+        config=timm_config,
+        requires=("patch_embed.proj.weight", "blocks.{i}.attn.qkv.weight", "pos_embed"),
+        forbids=("dist_token", "blocks.{i}.gamma_1", "fc_norm.*"),
+        holds={"position_embedding_type": ("learned",)},
+    ),
+    **{
+        name: Layout(
+            rules=_transformers_vit_rules(names),
+            config=transformers_config,
+            requires=(
+                "embeddings.patch_embeddings.projection.weight",
+                names["layer"] + names["qkv"][0] + "weight",
+            ),
+            forbids=("embeddings.distillation_token",),
+            prefix="vit.",
+            holds=_TRANSFORMERS_HOLDS,
+            native_config=_native_config,
+        )
+        for name, names in TRANSFORMERS_NAMES.items()
+    },
+}
+
+CHECKPOINTS: dict[str, Published] = {}

@@ -1,0 +1,71 @@
+"""Every golden case: outputs equal to the original authors' code, and weights there and back bit for bit."""
+
+import golden
+import pytest
+import torch
+
+from hf_vit_family.conversion import convert_checkpoint, export_checkpoint
+
+# Folder of cases to the architecture that runs them.
+ARCHITECTURE = {"vit": "vit", "deit": "deit", "deit3": "vit"}
+CASES = [(folder, case) for folder in ARCHITECTURE for case in golden.cases(folder)]
+# Name in a case to what our classifier returns under it.
+OUTPUTS = {
+    "logits": lambda model, outputs, encoded: outputs.logits,
+    "logits_cls": lambda model, outputs, encoded: outputs.cls_logits,
+    "logits_dist": lambda model, outputs, encoded: outputs.distillation_logits,
+    "last_hidden_state": lambda model, outputs, encoded: encoded.last_hidden_state,
+    "features": lambda model, outputs, encoded: encoded.pooler_output,
+    "features_dist": lambda model, outputs, encoded: encoded.last_hidden_state[:, 1],
+}
+# The same flax files run with exact GELU, as timm and transformers do.
+EXACT_GELU = "logits_gelu_erf"
+
+
+def convert(case: golden.Golden, **overrides):
+    if "image_size" in case.metadata:  # the flax modules learn it from their input
+        overrides["image_size"] = case.metadata["image_size"]
+    return convert_checkpoint(case.state_dict, ARCHITECTURE[case.architecture], case.kwargs, **overrides)
+
+
+def test_generator_follows_its_specification():
+    values = golden.generate("deit/distilled/cls_token", [1, 1, 32], -0.0824335, 0.502177).flatten()
+    assert [f"{value:.9g}" for value in values[:3].tolist()] == ["-0.87201637", "-0.306831479", "-0.783017933"]
+    assert values.double().sum().item() == pytest.approx(-3.51596175, abs=1e-8)
+    one = golden.generate("levit/distilled/patch_embed.0.bn.running_var", [4], 1.17896, 0.204238)
+    assert one.double().sum().item() == pytest.approx(4.27528042, abs=1e-8)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
+@pytest.mark.parametrize(("folder", "name"), CASES)
+def test_outputs_equal_the_originals(folder, name, dtype, tolerance):
+    case = golden.load(folder, name)
+    model, _ = convert(case)
+    model.to(dtype)
+    pixel_values = case.inputs["pixel_values"].to(dtype)
+    with torch.no_grad():
+        outputs, encoded = model(pixel_values), model.base_model(pixel_values)
+    expected = (case.outputs.keys() | case.samples.keys()) - {EXACT_GELU}
+    assert {"logits", "last_hidden_state", "features"} <= expected <= OUTPUTS.keys()
+    for output in expected:
+        assert case.compare(output, OUTPUTS[output](model, outputs, encoded)) < tolerance, output
+
+
+@pytest.mark.parametrize("name", golden.cases("vit"))
+def test_exact_gelu_equals_timms_reading_of_the_file(name):
+    case = golden.load("vit", name)
+    model, _ = convert(case, hidden_act="gelu")
+    with torch.no_grad():
+        logits = model.double()(case.inputs["pixel_values"].double()).logits
+    assert case.compare(EXACT_GELU, logits) < 1e-10
+    assert case.compare("logits", logits) > 1e-6  # the comparison tells the two activations apart
+
+
+@pytest.mark.parametrize(("folder", "name"), CASES)
+def test_there_and_back_is_the_same_file(folder, name):
+    case = golden.load(folder, name)
+    model, report = convert(case)
+    back = export_checkpoint(model, report.layout)
+    assert back.keys() == case.state_dict.keys()
+    for key, tensor in case.state_dict.items():
+        assert torch.equal(back[key], tensor), key
