@@ -43,7 +43,10 @@ def add_options(parser: argparse.ArgumentParser, *classes: type) -> None:
         for field in fields(cls):
             required = _default(field) is MISSING
             default = "required" if required else f"default: {_shown(_default(field))}"
-            settings = {"default": argparse.SUPPRESS, "help": f"{field.metadata['help']} ({default})".replace("%", "%%")}
+            settings = {
+                "default": argparse.SUPPRESS,
+                "help": f"{field.metadata['help']} ({default})".replace("%", "%%"),
+            }
             kind = _member(hints[field.name])
             if kind is bool:
                 settings["action"] = argparse.BooleanOptionalAction

@@ -14,6 +14,7 @@ COMMANDS = {
     "list": "list the published variants",
     "info": "show a variant: fields, parameters, FLOPs, source, licence",
     "convert": "convert a checkpoint to this library's layout, or back",
+    "train": "train, fine-tune or distil an image classifier",
     "predict": "classify images with a model folder or a Hub id",
     "publish": "stage a model folder for the Hub, verify it in a clean process, push it",
     "benchmark": "time a variant against the same model of other libraries",

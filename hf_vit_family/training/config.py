@@ -15,7 +15,9 @@ class ModelOptions:
     """Model."""
 
     model: str = _option("variant with new random weights, or a model folder or Hub id to start from")
-    set: dict[str, Any] = _option("fields of the configuration to replace, such as hidden_size=192", default_factory=dict)
+    set: dict[str, Any] = field(
+        default_factory=dict, metadata={"help": "fields of the configuration to replace, such as hidden_size=192"}
+    )
     drop_path_rate: float | None = _option("stochastic depth; the configuration's own by default", default=None)
     reset_head: bool = _option("give a loaded model a new random head for the classes of the data", default=False)
     freeze: Literal["none", "backbone"] = _option(
@@ -37,7 +39,9 @@ class ModelOptions:
 class ObjectiveOptions:
     """Loss and distillation."""
 
-    loss: Literal["cross_entropy", "bce"] = _option("loss of the labels; bce: one sigmoid a class", default="cross_entropy")
+    loss: Literal["cross_entropy", "bce"] = _option(
+        "loss of the labels; bce: one sigmoid a class", default="cross_entropy"
+    )
     label_smoothing: float = _option("share of the target spread evenly over the classes", default=0.0)
     teacher: str | None = _option(
         "model to distil from: a folder, a Hub id, timm:NAME or torchvision:NAME (pretrained weights), or "
@@ -66,7 +70,9 @@ class OptimizationOptions:
     batch_size: int = _option("images in a forward pass of one process", default=128)
     gradient_accumulation_steps: int = _option("forward passes for one optimiser step", default=1)
     optimizer: str = _option("a class of torch.optim", default="AdamW")
-    optimizer_options: dict[str, Any] = _option("its other arguments, such as momentum=0.9", default_factory=dict)
+    optimizer_options: dict[str, Any] = field(
+        default_factory=dict, metadata={"help": "its other arguments, such as momentum=0.9"}
+    )
     lr: float = _option("highest learning rate", default=1e-3)
     min_lr: float = _option("learning rate at the end of a cosine or linear schedule", default=0.0)
     schedule: Literal["cosine", "linear", "constant"] = _option("learning rate after warm-up", default="cosine")
@@ -109,7 +115,9 @@ class RunOptions:
         "weights to save at the end; best was chosen on the evaluation images, so its score flatters", default="last"
     )
     log_steps: int = _option("optimiser steps between lines of metrics.jsonl", default=20)
-    trackers: list[str] = _option("tensorboard, trackio, wandb, ... (any that Accelerate knows)", default_factory=list)
+    trackers: list[str] = field(
+        default_factory=list, metadata={"help": "tensorboard, trackio, wandb, ... (any that Accelerate knows)"}
+    )
     num_processes: int = _option("processes on this machine, one for each GPU or sharing the CPU", default=1)
 
     def __post_init__(self):

@@ -56,9 +56,7 @@ def layer_depths(model: PreTrainedModel) -> dict[str, int]:
     return {name: depths.get(name, len(layers) + 1) for name, _ in model.named_parameters()}
 
 
-def parameter_groups(
-    model: PreTrainedModel, weight_decay: float, layer_decay: float = 1.0
-) -> list[dict[str, Any]]:
+def parameter_groups(model: PreTrainedModel, weight_decay: float, layer_decay: float = 1.0) -> list[dict[str, Any]]:
     """
     Trainable parameters grouped for an optimiser: `params`, `weight_decay`, and `lr_scale`, by which the learning rate is
     multiplied: `layer_decay ** (L + 1 - depth)` with the depths of `layer_depths` (arXiv 2106.08254, appendix; the head
@@ -100,9 +98,7 @@ def make_optimizer(
         raise UserError(f"optimizer {name}: {error}") from error
 
 
-def learning_rate(
-    step: int, total_steps: int, warmup_steps: int, lr: float, min_lr: float, schedule: str
-) -> float:
+def learning_rate(step: int, total_steps: int, warmup_steps: int, lr: float, min_lr: float, schedule: str) -> float:
     """
     The learning rate of optimiser step `step`, counted from 0: a linear rise over `warmup_steps` to `lr`, then a cosine or
     straight fall to `min_lr` at the last step, or none. A function of the step alone: there is no state to resume.

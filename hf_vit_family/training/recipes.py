@@ -1,0 +1,211 @@
+"""
+Shipped recipes, as data: what `vit-family train --recipe NAME` runs, how long it takes, and what came out.
+
+Sources: CCT, section 4 of arXiv 2104.05704 and SHI-Labs/Compact-Transformers@cd11f09 configs/; DeiT, table 9 of
+arXiv 2012.12877; fine-tuning, table 4 of arXiv 2010.11929 with the AdamW of arXiv 2106.08254.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..errors import UserError
+from ..modeling.configuration_vitf import unknown_name_message
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """
+    Options of a run that belong together.
+
+    Args:
+        name: What `--recipe` calls it.
+        purpose: One sentence.
+        options: Options of `vit-family train` that differ from the defaults.
+        expected_time: How long it takes on what.
+        measured: What came out, on what and when; None where nobody has run it to the end.
+    """
+
+    name: str
+    purpose: str
+    options: dict[str, Any]
+    expected_time: str
+    measured: str | None = None
+
+    @property
+    def command(self) -> str:
+        """The command that runs it."""
+        return f"vit-family train --recipe {self.name} --output {self.name}"
+
+
+_CIFAR10 = {
+    "dataset": "uoft-cs/cifar10",
+    "crop": "random",
+    "batch_size": 128,
+    "lr": 5.5e-4,
+    "min_lr": 1e-5,
+    "weight_decay": 0.06,
+    "warmup_epochs": 10,
+    "label_smoothing": 0.1,
+    "auto_augment": "randaugment",
+    "random_erasing": 0.25,
+    "mixup": 0.8,
+    "cutmix": 1.0,
+}
+
+RECIPES: dict[str, Recipe] = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe(
+            "digits",
+            "A small CCT on the 1,797 handwritten digits that scikit-learn ships.",
+            {
+                "model": "cct_2_3x2_32",
+                "dataset": "digits",
+                "image_size": 16,
+                "crop": "random",
+                "crop_padding": 2,
+                "horizontal_flip": 0.0,
+                "num_workers": 0,
+                "epochs": 40,
+                "batch_size": 64,
+                "lr": 2e-3,
+                "warmup_epochs": 3,
+                "ema_decay": 0.99,
+                "eval_epochs": 10,
+            },
+            "about a minute on 2 CPU cores",
+        ),
+        Recipe(
+            "mnist_vit",
+            "A small ViT on MNIST from random weights.",
+            {
+                "model": "vit_tiny_patch16_224",
+                "set": {
+                    "patch_size": 4,
+                    "hidden_size": 128,
+                    "num_hidden_layers": 6,
+                    "num_attention_heads": 4,
+                    "mlp_ratio": 2,
+                },
+                "dataset": "ylecun/mnist",
+                "image_size": 28,
+                "crop": "random",
+                "crop_padding": 2,
+                "horizontal_flip": 0.0,
+                "epochs": 12,
+                "batch_size": 128,
+                "lr": 1e-3,
+                "min_lr": 1e-5,
+                "warmup_epochs": 1,
+                "clip_grad_norm": 1.0,
+                "ema_decay": 0.999,
+            },
+            "25 minutes on 2 CPU cores",
+        ),
+        Recipe(
+            "cifar10_cct_2",
+            "CCT-2/3x2 on CIFAR-10 within an hour of two CPU cores: light augmentation, few epochs.",
+            {
+                **_CIFAR10,
+                "model": "cct_2_3x2_32",
+                "epochs": 40,
+                "lr": 1e-3,
+                "warmup_epochs": 3,
+                "auto_augment": "none",
+                "random_erasing": 0.0,
+                "mixup": 0.0,
+                "cutmix": 0.0,
+                "label_smoothing": 0.1,
+                "drop_path_rate": 0.0,
+                "set": {"attention_probs_dropout_prob": 0.0},
+                "ema_decay": 0.999,
+            },
+            "60 minutes on 2 CPU cores",
+        ),
+        Recipe(
+            "cifar10_cct_7",
+            "CCT-7/3x1 on CIFAR-10 with the paper's recipe, 300 epochs.",
+            {**_CIFAR10, "model": "cct_7_3x1_32", "epochs": 300, "mixed_precision": "bf16", "num_workers": 8},
+            "2 to 3 hours on one data-centre GPU",
+        ),
+        Recipe(
+            "finetune_imagenet",
+            "Fine-tunes a ViT-B/16 of ImageNet-21k (give it as --model) on ImageNet-1k.",
+            {
+                "model": "google/vit-base-patch16-224-in21k",
+                "reset_head": True,
+                "dataset": "ILSVRC/imagenet-1k",
+                "epochs": 30,
+                "batch_size": 128,
+                "gradient_accumulation_steps": 8,
+                "lr": 1e-3,
+                "min_lr": 1e-6,
+                "warmup_epochs": 3,
+                "layer_decay": 0.75,
+                "drop_path_rate": 0.1,
+                "label_smoothing": 0.1,
+                "auto_augment": "randaugment",
+                "random_erasing": 0.25,
+                "mixup": 0.8,
+                "cutmix": 1.0,
+                "clip_grad_norm": 1.0,
+                "mixed_precision": "bf16",
+                "num_workers": 12,
+            },
+            "about 1 day on 8 data-centre GPUs",
+        ),
+        Recipe(
+            "deit_distill",
+            "DeiT-Ti with hard distillation from a RegNetY on ImageNet-1k; for the paper's batch of 1,024 on 8 processes.",
+            {
+                "model": "deit_tiny_distilled_patch16_224",
+                "dataset": "ILSVRC/imagenet-1k",
+                "teacher": "timm:regnety_160.deit_in1k",
+                "distillation": "hard",
+                "distillation_alpha": 0.5,
+                "drop_path_rate": 0.1,
+                "epochs": 300,
+                "batch_size": 128,
+                "lr": 1e-3,
+                "min_lr": 1e-5,
+                "warmup_epochs": 5,
+                "label_smoothing": 0.1,
+                "auto_augment": "randaugment",
+                "color_jitter": 0.3,
+                "random_erasing": 0.25,
+                "mixup": 0.8,
+                "cutmix": 1.0,
+                "repeated_augmentation": 3,
+                "ema_decay": 0.99996,
+                "mixed_precision": "bf16",
+                "num_processes": 8,
+                "num_workers": 12,
+            },
+            "about 3 days on 8 data-centre GPUs",
+        ),
+    )
+}
+
+
+def read_recipe(recipe: str) -> dict[str, Any]:
+    """
+    The options of a shipped recipe, by name, or of a YAML file that maps option names to values.
+
+    Raises:
+        UserError: if there is neither, or the file does not hold such a mapping.
+    """
+    if recipe in RECIPES:
+        return dict(RECIPES[recipe].options)
+    path = Path(recipe)
+    if not path.is_file():
+        raise UserError(f"{unknown_name_message('recipe', recipe, RECIPES)}; nor is it a file")
+    try:
+        options = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise UserError(f"recipe {path} cannot be read: {error}") from error
+    if not isinstance(options, dict):
+        raise UserError(f"recipe {path} does not map option names to values")
+    return options

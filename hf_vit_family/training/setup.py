@@ -1,0 +1,132 @@
+"""The parts of a run from its options: processor, model, objective, output folder."""
+
+import shutil
+from pathlib import Path
+
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
+from transformers.image_processing_utils import BaseImageProcessor
+
+from ..data import DataBundle, DataConfig
+from ..errors import UserError
+from ..modeling.configuration_vitf import pair, unknown_name_message
+from ..variants import create_model, create_processor, list_variants
+from .classification import ClassificationObjective, make_loss
+from .config import ModelOptions, ObjectiveOptions, RunOptions
+from .distillation import DistillationObjective, load_teacher
+from .loop import METRICS
+from .lora import add_adapters
+from .objective import Objective
+
+
+def load_processor(options: ModelOptions, data: DataConfig) -> BaseImageProcessor:
+    """The processor of a variant, folder or Hub id, at the size that the data are wanted in."""
+    size = {} if data.image_size is None else {"size": {"height": data.image_size, "width": data.image_size}}
+    if options.model in list_variants():
+        if "image_size" in options.set and not size:
+            height, width = pair(options.set["image_size"])
+            size = {"size": {"height": height, "width": width}}
+        return create_processor(options.model, **size)
+    try:
+        return AutoImageProcessor.from_pretrained(options.model, **size)
+    except (OSError, ValueError) as error:
+        raise UserError(f"model {options.model!r} has no image processor that can be loaded: {error}") from error
+
+
+def load_model(options: ModelOptions, bundle: DataBundle) -> PreTrainedModel:
+    """
+    The model to train, with a head for the classes of the data.
+
+    Raises:
+        UserError: if there is no such variant, folder or Hub id, a field does not exist, or a loaded head has fewer classes
+            than the data.
+    """
+    if options.model in list_variants():
+        size = bundle.description["image_size"]
+        fields = {"image_size": size[0] if size[0] == size[1] else size, "num_channels": bundle.num_channels}
+        return create_model(options.model, id2label=bundle.id2label, **{**fields, **options.set})
+    if not Path(options.model).exists() and "/" not in options.model:
+        raise UserError(unknown_name_message("model", options.model, list_variants()) + "; nor is it a folder")
+    try:
+        config = AutoConfig.from_pretrained(options.model, **options.set)
+        classes = len(bundle.id2label)
+        if options.reset_head or config.num_labels == classes:
+            config.id2label = bundle.id2label
+            config.label2id = {label: index for index, label in bundle.id2label.items()}
+        elif config.num_labels < classes:
+            raise UserError(
+                f"the data have {classes} classes, the head of {options.model} {config.num_labels}: give it a new one with "
+                "--reset_head"
+            )
+        return AutoModelForImageClassification.from_pretrained(
+            options.model, config=config, ignore_mismatched_sizes=options.reset_head
+        )
+    except UserError:
+        raise
+    except (OSError, ValueError, RuntimeError, StrictDataclassError) as error:
+        raise UserError(f"model {options.model!r} cannot be loaded: {error}") from error
+
+
+def choose_parameters(model: PreTrainedModel, options: ModelOptions) -> PreTrainedModel:
+    """Freezes what is not to be trained, and puts LoRA adapters in place."""
+    if options.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    if options.freeze == "backbone":
+        model.base_model.requires_grad_(False)
+    if options.lora_rank:
+        add_adapters(model, options.lora_rank, options.lora_alpha)
+    if options.compile:
+        model.compile()
+    return model
+
+
+def make_objective(
+    model: PreTrainedModel, options: ObjectiveOptions, processor: BaseImageProcessor, num_labels: int
+) -> Objective:
+    """The loss of the labels, and of a teacher where there is one."""
+    loss = make_loss(options.loss, options.label_smoothing)
+    if options.teacher is None:
+        return ClassificationObjective(model, loss)
+    given = (processor.image_mean, processor.image_std)
+    teacher = load_teacher(options.teacher, num_labels, given, options.teacher_image_size)
+    return DistillationObjective(
+        model, loss, teacher, options.distillation, options.distillation_alpha, options.temperature
+    )
+
+
+def check_output(options: RunOptions) -> None:
+    """Raises UserError if the output folder has something in it and the run neither resumes nor may overwrite it."""
+    output = Path(options.output)
+    if output.exists() and not output.is_dir():
+        raise UserError(f"output {output} is a file")
+    if not output.exists() or not any(output.iterdir()) or options.resume:
+        return
+    if not options.overwrite:
+        raise UserError(
+            f"output {output} is not empty: go on with --resume, replace it with --overwrite, or choose another folder"
+        )
+    if not (output / METRICS).exists():
+        raise UserError(f"output {output} holds no earlier run: --overwrite leaves it alone, choose another folder")
+
+
+def make_output(options: RunOptions) -> None:
+    """Makes the output folder, without an earlier run in it if the run overwrites. UserError if it cannot be made."""
+    output = Path(options.output)
+    try:
+        if options.overwrite and output.exists():
+            shutil.rmtree(output)
+        output.mkdir(parents=True, exist_ok=True)
+        (output / METRICS).touch()
+    except OSError as error:
+        raise UserError(f"output {output} cannot be made: {error}") from error
+
+
+def check_trackers(names: list[str]) -> None:
+    """Raises UserError for a tracker that Accelerate does not know or that is not installed."""
+    available = [str(name) for name in get_available_trackers()]
+    for name in names:
+        if name not in LOGGER_TYPE_TO_CLASS:
+            raise UserError(unknown_name_message("tracker", name, LOGGER_TYPE_TO_CLASS))
+        if name not in available:
+            raise UserError(f"tracker {name} is not installed: pip install {name}")
