@@ -103,13 +103,13 @@ def load_model(folder: str | Path) -> PreTrainedModel:
     try:
         with clean_process.quiet_loading():
             model, info = architecture.model_class(head).from_pretrained(
-                folder, dtype="auto", output_loading_info=True, local_files_only=True
+                folder, dtype="auto", local_files_only=True, output_loading_info=True, ignore_mismatched_sizes=True
             )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise PublishError(f"{folder}: {error}") from error
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[problem]:
-            name = min(map(str, info[problem]))
+            name = min(key if isinstance(key, str) else key[0] for key in info[problem])  # (key, shape, shape)
             raise PublishError(f"{folder}: its weights do not fit its config.json: {problem.replace('_', ' ')}, {name}")
     return model
 

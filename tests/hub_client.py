@@ -1,0 +1,85 @@
+"""What users do with a Hub, run as scripts in processes of their own: an endpoint is read when a library is imported.
+
+hub_client.py command JOBS RESULT          runs `vit-family` with each job's arguments
+hub_client.py load remote|registered JOBS RESULT   loads every class of each job's repository, and saves and pushes it again
+"""
+
+import contextlib
+import io
+import json
+import os
+import sys
+from pathlib import Path
+
+
+def command(jobs: list[dict]) -> list[dict]:
+    """For each job, `{"argv": [...], "without": [names of environment variables]}`: exit code and output."""
+    from vit_family_launcher import main
+
+    results = []
+    for job in jobs:
+        kept = {name: os.environ.pop(name) for name in job.get("without", [])}
+        with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+            code = main(job["argv"])
+        os.environ.update(kept)
+        results.append({"code": code, "stdout": out.getvalue(), "stderr": err.getvalue()})
+    return results
+
+
+def load(trust_remote_code: bool, jobs: list[dict], folder: Path) -> None:
+    """
+    For each job, `{"source": Hub id or folder, "case": name, "image": path}`, writes `case.safetensors` with every output,
+    `case.json` with what was seen, and the folder `case`: model and processor saved again. From the Hub it also pushes both
+    again, to `source + "-again"`.
+    """
+    if trust_remote_code:
+        sys.modules["hf_vit_family"] = None  # importing it fails, however it is installed
+    else:
+        import hf_vit_family  # noqa: F401
+    import torch
+    import transformers
+    from PIL import Image
+    from safetensors.torch import save_file
+    from transformers import AutoConfig, AutoImageProcessor, pipeline
+
+    trust = {"trust_remote_code": True} if trust_remote_code else {}
+    for job in jobs:
+        source, case = job["source"], job["case"]
+        image = Image.open(job["image"])
+        outputs, seen = {}, {"modules": []}
+        config = AutoConfig.from_pretrained(source, **trust)
+        seen["modules"].append(type(config).__module__)
+        for auto_class in config.auto_map:
+            if auto_class == "AutoConfig" or (auto_class == "AutoBackbone" and os.path.isdir(source)):
+                continue  # AutoBackbone.from_pretrained takes Hub ids only
+            torch.manual_seed(0)
+            model = getattr(transformers, auto_class).from_pretrained(source, **trust).eval()
+            seen["modules"].append(type(model).__module__)
+            pixel_values = torch.rand(2, config.num_channels, *job["size"], generator=torch.Generator().manual_seed(0))
+            with torch.no_grad():
+                for name, value in model(pixel_values).items():
+                    value = value[-1] if isinstance(value, tuple) else value
+                    outputs[f"{auto_class}.{name}"] = value.contiguous()
+        for backend in ("torchvision", "pil"):
+            processor = AutoImageProcessor.from_pretrained(source, backend=backend, **trust)
+            seen["modules"].append(type(processor).__module__)
+            outputs[f"processor.{backend}"] = processor(image, return_tensors="pt")["pixel_values"]
+        seen["pipeline"] = pipeline("image-classification", model=source, **trust)(image)
+        classifier = transformers.AutoModelForImageClassification.from_pretrained(source, **trust)
+        classifier.save_pretrained(folder / case)
+        processor.save_pretrained(folder / case)
+        AutoConfig.from_pretrained(source, **trust).save_pretrained(folder / f"{case}-config")
+        if not os.path.isdir(source):
+            classifier.push_to_hub(f"{source}-again")
+            processor.push_to_hub(f"{source}-again")
+        save_file(outputs, folder / f"{case}.safetensors")
+        (folder / f"{case}.json").write_text(json.dumps(seen))
+
+
+if __name__ == "__main__":
+    action, *mode, jobs, result = sys.argv[1:]
+    jobs = json.loads(Path(jobs).read_text())
+    if action == "command":
+        Path(result).write_text(json.dumps(command(jobs)))
+    else:
+        load(mode == ["remote"], jobs, Path(result))

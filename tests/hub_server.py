@@ -1,0 +1,245 @@
+"""A stand-in for the Hugging Face Hub on loopback: enough of its HTTP interface for real clients to create, push and load.
+
+Every push keeps its own commit, so that a test can see what a client did. Standard library only.
+"""
+
+import base64
+import hashlib
+import json
+import re
+import threading
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import unquote, urlsplit
+
+TOKEN = "hf_standin"
+
+
+@dataclass
+class Commit:
+    """One commit: its title, and every file of the repository after it."""
+
+    title: str
+    files: dict[str, bytes]
+
+    @property
+    def oid(self) -> str:
+        content = {path: hashlib.sha1(data).hexdigest() for path, data in self.files.items()}
+        return hashlib.sha1(json.dumps([self.title, content], sort_keys=True).encode()).hexdigest()
+
+
+@dataclass
+class Repository:
+    """As on the Hub, a new repository has one commit already."""
+
+    private: bool
+    commits: list[Commit] = field(default_factory=lambda: [Commit("initial commit", {".gitattributes": b""})])
+
+
+class HubServer(ThreadingHTTPServer):
+    """
+    The server; `with HubServer() as hub` runs it in a thread.
+
+    `repositories` maps ids to [`Repository`]; `environment` holds what a client process needs to talk to it.
+    """
+
+    daemon_threads = True
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.repositories: dict[str, Repository] = {}
+        self.blobs: dict[str, bytes] = {}
+        self.url = f"http://127.0.0.1:{self.server_address[1]}"
+        self.environment = {
+            "HF_ENDPOINT": self.url,
+            "HF_TOKEN": TOKEN,
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "NO_PROXY": "127.0.0.1",
+        }
+
+    def __enter__(self):
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *exception):
+        self.shutdown()
+        self.server_close()
+
+
+def is_lfs(path: str) -> bool:
+    return path.endswith(".safetensors")
+
+
+class Refused(Exception):
+    """(status, value of X-Error-Code)"""
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: HubServer
+
+    def log_message(self, *args):
+        pass
+
+    def body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        data = b""
+        while size := int(self.rfile.readline(), 16):
+            data += self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+        return data
+
+    def answer(self, content=b"", status: int = 200, **headers: str) -> None:
+        if not isinstance(content, bytes):
+            content, headers = json.dumps(content).encode(), {"Content-Type": "application/json", **headers}
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(content)), **headers}.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content)
+
+    def handle_request(self) -> None:
+        body, path = self.body(), unquote(urlsplit(self.path).path)
+        for method, pattern, action in ROUTES:
+            if self.command in method.split() and (match := re.fullmatch(pattern, path)):
+                try:
+                    action(self, body, *match.groups())
+                except Refused as refusal:
+                    status, code = refusal.args
+                    self.answer({"error": code}, status, X_Error_Code=code)
+                return
+        self.answer({"error": f"the stand-in does not know {self.command} {path}"}, 501)
+
+    do_GET = do_HEAD = do_POST = do_PUT = handle_request
+
+    def authorized(self) -> bool:
+        return self.headers.get("Authorization") == f"Bearer {TOKEN}"
+
+    def repository(self, name: str, write: bool = False) -> Repository:
+        repository = self.server.repositories.get(name)
+        if repository is None or ((write or repository.private) and not self.authorized()):
+            raise Refused(401 if not self.authorized() else 404, "RepoNotFound")
+        return repository
+
+    def commit_at(self, name: str, revision: str) -> Commit:
+        commits = self.repository(name).commits
+        for commit in reversed(commits):
+            if revision in ("main", commit.oid):
+                return commit
+        raise Refused(404, "RevisionNotFound")
+
+    def whoami(self, body):
+        if not self.authorized():
+            raise Refused(401, "Unauthorized")
+        self.answer({"type": "user", "name": "someone", "orgs": []})
+
+    def create(self, body):
+        if not self.authorized():
+            raise Refused(401, "Unauthorized")
+        request = json.loads(body)
+        owner = request.get("organization") or "someone"
+        if owner == "forbidden":
+            raise Refused(403, "Forbidden")
+        name = f"{owner}/{request['name']}"
+        private = bool(request.get("private")) or request.get("visibility") == "private"
+        exists = name in self.server.repositories
+        self.server.repositories.setdefault(name, Repository(private))
+        self.answer({"url": f"{self.server.url}/{name}", "name": name}, 409 if exists else 200)
+
+    def validate_yaml(self, body):
+        self.answer({"errors": [], "warnings": []})
+
+    def preupload(self, body, name, revision):
+        self.repository(name, write=True)
+        self.answer(
+            {
+                "files": [
+                    {
+                        "path": file["path"],
+                        "uploadMode": "lfs" if is_lfs(file["path"]) else "regular",
+                        "shouldIgnore": False,
+                    }
+                    for file in json.loads(body)["files"]
+                ]
+            }
+        )
+
+    def lfs_batch(self, body, name):
+        self.repository(name, write=True)
+        objects = json.loads(body)["objects"]
+        for item in objects:
+            if item["oid"] not in self.server.blobs:
+                item["actions"] = {"upload": {"href": f"{self.server.url}/lfs/{item['oid']}"}}
+        self.answer({"transfer": "basic", "objects": objects})
+
+    def lfs_put(self, body, oid):
+        if hashlib.sha256(body).hexdigest() != oid:
+            raise Refused(400, "BadHash")
+        self.server.blobs[oid] = body
+        self.answer()
+
+    def commit(self, body, name, revision):
+        repository = self.repository(name, write=True)
+        files, title = dict(repository.commits[-1].files), ""
+        for line in body.splitlines():
+            item = json.loads(line)
+            key, value = item["key"], item["value"]
+            if key == "header":
+                title = value["summary"]
+            elif key == "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+            elif key == "lfsFile":
+                files[value["path"]] = self.server.blobs[value["oid"]]
+            elif key == "deletedFile":
+                del files[value["path"]]
+            else:
+                raise Refused(400, f"UnknownOperation {key}")
+        commit = Commit(title, files)
+        repository.commits.append(commit)
+        url = f"{self.server.url}/{name}/commit/{commit.oid}"
+        self.answer({"success": True, "commitOid": commit.oid, "commitUrl": url})
+
+    def info(self, body, name, revision=None):
+        commit = self.commit_at(name, revision or "main")
+        siblings = [{"rfilename": path} for path in commit.files]
+        private = self.repository(name).private
+        self.answer({"id": name, "sha": commit.oid, "private": private, "tags": [], "siblings": siblings})
+
+    def tree(self, body, name, revision):
+        entries = []
+        for path, data in self.commit_at(name, revision).files.items():
+            entry = {"type": "file", "path": path, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
+            if is_lfs(path):
+                entry["lfs"] = {"oid": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 134}
+            entries.append(entry)
+        self.answer(entries)
+
+    def resolve(self, body, name, revision, path):
+        commit = self.commit_at(name, revision)
+        if path not in commit.files:
+            raise Refused(404, "EntryNotFound")
+        data = commit.files[path]
+        headers = {"X_Repo_Commit": commit.oid, "ETag": f'"{hashlib.sha1(data).hexdigest()}"'}
+        if is_lfs(path):
+            headers |= {"X_Linked_Etag": f'"{hashlib.sha256(data).hexdigest()}"', "X_Linked_Size": str(len(data))}
+        self.answer(data, **headers)
+
+
+NAME = r"([^/]+/[^/]+)"
+ROUTES = [
+    ("GET", "/api/whoami-v2", Handler.whoami),
+    ("POST", "/api/repos/create", Handler.create),
+    ("POST", "/api/validate-yaml", Handler.validate_yaml),
+    ("POST", f"/api/models/{NAME}/preupload/([^/]+)", Handler.preupload),
+    ("POST", f"/api/models/{NAME}/commit/([^/]+)", Handler.commit),
+    ("POST", rf"/{NAME}\.git/info/lfs/objects/batch", Handler.lfs_batch),
+    ("PUT", "/lfs/([0-9a-f]{64})", Handler.lfs_put),
+    ("GET", f"/api/models/{NAME}", Handler.info),
+    ("GET", f"/api/models/{NAME}/revision/([^/]+)", Handler.info),
+    ("GET", f"/api/models/{NAME}/tree/([^/]+)", Handler.tree),
+    ("GET HEAD", f"/{NAME}/resolve/([^/]+)/(.+)", Handler.resolve),
+]

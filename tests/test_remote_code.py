@@ -1,0 +1,175 @@
+"""The whole way round: publish to a Hub, load from it without the package and with it, save again, push again.
+
+Every step runs in a process of its own against a stand-in on loopback; nothing of huggingface_hub is replaced.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hub_server import Commit, Repository
+from models import PLAIN_CASES, architecture_of
+from PIL import Image
+from safetensors.torch import load_file
+from test_publish import contents, save_tiny
+from transformers import AutoImageProcessor, pipeline
+
+from hf_vit_family.clean_process import collect, quiet_loading
+from hf_vit_family.modeling.configuration_vitf import pair
+from hf_vit_family.publish import load_model, stage, verify
+from hf_vit_family.registry import AUTO_CLASSES
+
+NOT_SAVED_AGAIN = {"LICENSE", "README.md"}
+WAYS = ("remote", "registered", "remote-local")
+
+
+def run_client(hub, scratch: Path, arguments: list[str], jobs: list[dict], result: Path) -> None:
+    """Runs tests/hub_client.py with caches of its own, outside the repository."""
+    scratch.mkdir()
+    (scratch / "jobs.json").write_text(json.dumps(jobs))
+    client = Path(__file__).with_name("hub_client.py")
+    environment = {
+        **os.environ,
+        **hub.environment,
+        "HF_HOME": str(scratch / "home"),
+        "HF_MODULES_CACHE": str(scratch / "modules"),
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    }
+    process = subprocess.run(
+        [sys.executable, "-P", client, *arguments, scratch / "jobs.json", result],
+        cwd=scratch, env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert process.returncode == 0, process.stderr[-4000:]
+
+
+@pytest.fixture(scope="module")
+def world(hub, tmp_path_factory):
+    """Tiny models of every architecture, published; and what users then got from the Hub, in every way of loading."""
+    root = tmp_path_factory.mktemp("world")
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (50, 41, 3), generator=generator, dtype=torch.uint8)
+    Image.fromarray(pixels.numpy()).save(root / "image.png")
+    sources = {case: save_tiny(case, root / "source" / case) for case in PLAIN_CASES}
+    hub.repositories["someone/deit"] = Repository(
+        False,
+        [Commit("older", {"modeling_gone.py": b"", "model-00001-of-00001.safetensors": b"", "notes.txt": b"kept"})],
+    )
+    hub.repositories["someone/public"] = Repository(False)
+    publish = [["publish", str(sources[case]), f"someone/{case}", "--license", "mit"] for case in PLAIN_CASES]
+    publish[0] += ["--private", "--stage", str(root / "kept")]
+    other = str(sources["vit"])
+    jobs = [{"argv": argv} for argv in publish] + [
+        {"argv": ["publish", other, "someone/none"], "without": ["HF_TOKEN"]},
+        {"argv": ["publish", other, "none"]},
+        {"argv": ["publish", other, "forbidden/model"]},
+        {"argv": ["publish", other, "someone/public", "--private"]},
+        {"argv": ["publish", other, "someone/dry", "--dry-run"]},
+        {"argv": ["publish", str(root / "absent"), "someone/none"]},
+    ]
+    run_client(hub, root / "publishing", ["command"], jobs, root / "publishing.json")
+    results = json.loads((root / "publishing.json").read_text())
+    for case in PLAIN_CASES:
+        stage(sources[case], root / "staged" / case, f"someone/{case}", "mit")
+    for way in WAYS:
+        (root / way).mkdir()
+        jobs = [
+            {
+                "source": str(root / "staged" / case) if way == "remote-local" else f"someone/{case}",
+                "case": case,
+                "image": str(root / "image.png"),
+                "size": pair(load_model(sources[case]).config.image_size),
+            }
+            for case in PLAIN_CASES
+        ]
+        run_client(hub, root / f"{way}-client", ["load", way.split("-")[0]], jobs, root / way)
+    return {"root": root, "sources": sources, "results": results}
+
+
+def test_a_push_is_one_commit(world, hub):
+    for case, result in zip(PLAIN_CASES, world["results"], strict=False):
+        assert result["code"] == 0, result["stderr"]
+        assert "are equal bit for bit" in result["stdout"]
+        repository = hub.repositories[f"someone/{case}"]
+        assert len(repository.commits) == 2
+        assert repository.commits[-1].title.startswith("Publish with hf_vit_family")
+        assert repository.commits[-1].oid in result["stdout"]
+        kept = {".gitattributes": b""} if case != "deit" else {"notes.txt": b"kept"}  # stale code and weights are gone
+        assert repository.commits[-1].files == contents(world["root"] / "staged" / case) | kept
+    assert hub.repositories[f"someone/{PLAIN_CASES[0]}"].private
+    assert contents(world["root"] / "kept") == contents(world["root"] / "staged" / PLAIN_CASES[0])
+
+
+@pytest.mark.parametrize(
+    ("index", "code", "message"),
+    [
+        (0, 2, "no access token for the Hub: run 'hf auth login' or set HF_TOKEN"),
+        (1, 2, "repository id 'none' is malformed: expected OWNER/NAME"),
+        (2, 2, "forbidden/model: the Hub did not take it"),
+        (3, 2, "someone/public exists and is public"),
+        (4, 0, ""),
+        (5, 2, "absent: no such folder"),
+    ],
+)
+def test_refusals_are_one_line(world, hub, index, code, message):
+    result = world["results"][len(PLAIN_CASES) + index]
+    assert result["code"] == code
+    assert message in result["stderr"]
+    assert len(result["stderr"].splitlines()) == (code != 0)
+    assert "someone/dry" not in hub.repositories
+    assert len(hub.repositories["someone/public"].commits) == 1
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("case", PLAIN_CASES)
+def test_every_class_loads_with_equal_outputs(world, case, way):
+    root, source = world["root"], world["sources"][case]
+    loaded, seen = load_file(root / way / f"{case}.safetensors"), json.loads((root / way / f"{case}.json").read_text())
+    package = "hf_vit_family.modeling" if way == "registered" else "transformers_modules"
+    assert {module.split(".")[0] for module in seen["modules"]} == {package.split(".")[0]}
+    # The reference: this process, with the package. Outputs of the staged folder, and of the source's own processor.
+    ours = collect(root / "staged" / case, trust_remote_code=False)
+    auto_classes = {AUTO_CLASSES[head].__name__ for head in architecture_of(case).heads}
+    if way == "remote-local":
+        auto_classes.discard("AutoBackbone")
+    assert {name.split(".")[0] for name in loaded} == auto_classes | {"processor"}
+    for name, value in loaded.items():
+        if name.startswith("processor"):
+            continue
+        matches = [key for key in ours if key == name or key.startswith(f"{name}.")]
+        assert matches, name
+        assert torch.equal(value, ours[matches[-1]]), name
+    image = Image.open(root / "image.png")
+    with quiet_loading():
+        for backend in ("torchvision", "pil"):
+            processor = AutoImageProcessor.from_pretrained(source, backend=backend)
+            expected = processor(image, return_tensors="pt")["pixel_values"]
+            assert torch.equal(loaded[f"processor.{backend}"], expected)
+        assert seen["pipeline"] == pipeline("image-classification", model=str(source))(image)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("case", PLAIN_CASES)
+def test_saved_again_is_whole(world, hub, case, way, tmp_path):
+    staged = contents(world["root"] / "staged" / case)
+    expected = {name: data for name, data in staged.items() if name not in NOT_SAVED_AGAIN}
+    assert contents(world["root"] / way / case) == expected
+    # A configuration saved alone names no code that is not beside it.
+    alone = world["root"] / way / f"{case}-config"
+    references = json.loads((alone / "config.json").read_text())["auto_map"]
+    assert "AutoConfig" in references
+    assert all((alone / f"{reference.split('.')[0]}.py").is_file() for reference in references.values())
+    if way != "remote-local":
+        pushed = hub.repositories[f"someone/{case}-again"].commits[-1].files
+        assert {name: pushed[name] for name in expected} == expected
+    # It can be published again, and nothing has changed.
+    stage(world["root"] / way / case, tmp_path / "staged", f"someone/{case}", "mit")
+    assert contents(tmp_path / "staged") == staged
+
+
+def test_saved_again_loads_without_the_package(world):
+    for way in WAYS:
+        verify(world["root"] / way / "deit")
