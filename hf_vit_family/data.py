@@ -165,7 +165,7 @@ class ImageStore:
         if self._estimate_bytes() <= cache_bytes:
             self._fill_cache()
         if not len(self.labels):
-            raise UserError(f"split {split.name!r} has no readable image")
+            raise UserError(f"split {split.name!r} has no readable image; {next(iter(bad_images), 'it is empty')}")
 
     def _estimate_bytes(self) -> float:
         """Memory for all decoded images, judged by some that are spread over the split."""

@@ -8,8 +8,12 @@ from PIL import Image, ImageOps
 
 from .errors import UserError
 
-# Raster formats alone: Pillow's EPS reader, for one, runs Ghostscript on what the file contains.
-FORMATS = ("JPEG", "MPO", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
+# Raster formats alone: Pillow's EPS reader, for one, runs Ghostscript on what the file contains. Which of them there are
+# depends on how Pillow was built, and is known once its plugins are loaded.
+Image.init()
+FORMATS = [
+    f for f in ("JPEG", "MPO", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000") if f in Image.OPEN
+]
 
 
 class UnreadableImageError(UserError):
@@ -43,7 +47,10 @@ def read_image(source: bytes | str | Path, name: str | None = None) -> Image.Ima
     """
     name = str(source) if name is None else name
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as file:
+        encoded = source if isinstance(source, bytes) else Path(source).read_bytes()
+        if not encoded:
+            raise ValueError("empty file")
+        with Image.open(io.BytesIO(encoded), formats=FORMATS) as file:
             image = ImageOps.exif_transpose(file)
             if image.mode.startswith("I"):
                 return _to_eight_bits(image)
@@ -53,5 +60,4 @@ def read_image(source: bytes | str | Path, name: str | None = None) -> Image.Ima
     except Exception as error:  # Pillow's readers raise errors of any type on broken bytes
         # Pillow's own message shows the file object, which tells a user nothing.
         reason = "no image of a known format" if isinstance(error, Image.UnidentifiedImageError) else error
-        reason = "empty file" if source == b"" else reason
         raise UnreadableImageError(f"cannot read image {name}: {' '.join(str(reason).split())}") from error

@@ -1,7 +1,7 @@
 """Where labelled images come from: the built-in digits, a folder of class folders, parquet files, or the Hub."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -212,7 +212,7 @@ def _without_decoding(rows, column: str, dataset: str):
     """Rows whose image column gives encoded bytes: decoding happens in loader workers, one broken image at a time."""
     try:
         return rows.cast_column(column, datasets.Image(decode=False))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, NotImplementedError) as error:  # Arrow's own errors are of these
         raise UserError(f"image_column={column!r} of {dataset} does not hold images") from error
 
 
@@ -333,8 +333,3 @@ def evaluation_split(source, name: str | None) -> str | None:
             f"{unknown_name_message('eval_split', name, source.split_names)}; there are {', '.join(source.split_names)}"
         )
     return name
-
-
-def iterate_names(split: Split) -> Iterator[str]:
-    """Names of all images of a split, in order."""
-    return (split.image_name(i) for i in range(len(split.labels)))
