@@ -10,6 +10,9 @@ from ..conversion import Layout, Published, Source, fields_from_kwargs, make_con
 from ..modeling.configuration_deit import VitfDeitConfig
 from ..rules import Rule
 from .convert_vit import (
+    FACEBOOK,
+    FACEBOOK_LICENSE,
+    FACEBOOK_README,
     TIMM_FIXED,
     TIMM_KWARGS,
     TRANSFORMERS_NAMES,
@@ -120,4 +123,19 @@ LAYOUTS = {
         for name, names in TRANSFORMERS_NAMES.items()
     },
 }
-CHECKPOINTS: dict[str, Published] = {}
+
+# Key, file, top-1 of the README. ImageNet-1k alone; those at 384 were fine-tuned at that size.
+_FILES = (
+    ("deit_tiny_patch16_224.fb_in1k", "deit_tiny_patch16_224-a1311bcf", 72.2),
+    ("deit_small_patch16_224.fb_in1k", "deit_small_patch16_224-cd65a155", 79.9),
+    ("deit_base_patch16_224.fb_in1k", "deit_base_patch16_224-b5f2ef4d", 81.8),
+    ("deit_tiny_distilled_patch16_224.fb_in1k", "deit_tiny_distilled_patch16_224-b40b3cf7", 74.5),
+    ("deit_small_distilled_patch16_224.fb_in1k", "deit_small_distilled_patch16_224-649709d9", 81.2),
+    ("deit_base_distilled_patch16_224.fb_in1k", "deit_base_distilled_patch16_224-df68dfff", 83.4),
+    ("deit_base_patch16_384.fb_in1k", "deit_base_patch16_384-8de9b5d1", 82.9),
+    ("deit_base_distilled_patch16_384.fb_in1k", "deit_base_distilled_patch16_384-d0272ac0", 85.2),
+)
+CHECKPOINTS: dict[str, Published] = {
+    key: Published(f"{FACEBOOK}/{file}.pth", top1, FACEBOOK_README, "ImageNet-1k", wrapper="model", **FACEBOOK_LICENSE)
+    for key, file, top1 in _FILES
+}

@@ -46,7 +46,8 @@ class Published:
         url: The file.
         top1: Top-1 accuracy on ImageNet-1k in percent, as published; `None` where nobody published one.
         top1_source: Who measured it. training: Data it was trained on.
-        license: Licence of the weights. wrapper: Key under which the file keeps its state dict, `""` for none.
+        license: Licence of the weights as a Hub identifier, `None` where it is unknown. license_source: Who says so.
+        wrapper: Key under which the file keeps its state dict, `""` for none.
         preprocessing: What differs from the variant's, by the names of `VitfConfig.preprocessing`.
     """
 
@@ -54,7 +55,8 @@ class Published:
     top1: float | None = None
     top1_source: str = ""
     training: str = ""
-    license: str = "unknown"
+    license: str | None = None
+    license_source: str = ""
     wrapper: str = ""
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
 
