@@ -33,7 +33,7 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
 def read_image(source: bytes | str | Path, name: str | None = None) -> Image.Image:
     """
     Decodes an image as people see it: turned as its EXIF data says, the first frame of an animation, CMYK and palettes
-    converted, 16-bit grey levels scaled, transparency dropped.
+    converted, 16-bit grey levels scaled, white where it is transparent.
 
     Args:
         source: The encoded image, or its path.
@@ -56,7 +56,10 @@ def read_image(source: bytes | str | Path, name: str | None = None) -> Image.Ima
                 return _to_eight_bits(image)
             if image.mode == "F":
                 raise ValueError("floating-point pixels have no known range")
-            return image.convert("L" if image.mode in ("1", "L", "LA", "La") else "RGB")
+            mode = "L" if image.mode in ("1", "L", "LA", "La") else "RGB"
+            if image.has_transparency_data:
+                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+            return image.convert(mode)
     except Exception as error:  # Pillow's readers raise errors of any type on broken bytes
         # Pillow's own message shows the file object, which tells a user nothing.
         reason = "no image of a known format" if isinstance(error, Image.UnidentifiedImageError) else error

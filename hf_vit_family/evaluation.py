@@ -1,0 +1,136 @@
+"""How good a classifier is: one pass over a data set, and the metrics of `hf_vit_family.metrics`."""
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from tqdm import tqdm
+
+from .data import IGNORED_LABEL
+from .errors import UserError
+from .metrics import CalibrationError, ConfusionMatrix, RealAccuracy, TopKAccuracy
+
+
+@torch.no_grad()
+def _predict(
+    model: nn.Module, loader: Iterable[dict], accelerator: Accelerator | None, progress: bool
+) -> dict[str, torch.Tensor]:
+    """
+    What the metrics need of every image, on the CPU, in the order of the loader: `ranked` (N, up to 5) class indices,
+    `confidences`, `losses` and `labels` (N,).
+    """
+    device = accelerator.device if accelerator else next(model.parameters()).device
+    parts: dict[str, list[torch.Tensor]] = {}
+    shown = progress and (accelerator is None or accelerator.is_local_main_process)
+    for batch in tqdm(loader, desc="evaluating", unit="batch", disable=not shown, leave=False):
+        labels = batch["labels"].to(device)
+        with accelerator.autocast() if accelerator else nullcontext():
+            logits = model(pixel_values=batch["pixel_values"].to(device)).logits
+        logits = logits.float()
+        if labels.max() >= logits.shape[1]:
+            raise UserError(
+                f"label {int(labels.max())} of the data lies outside the {logits.shape[1]} classes of the model"
+            )
+        top = logits.softmax(1).topk(min(5, logits.shape[1]))
+        results = {
+            "ranked": top.indices,
+            "confidences": top.values[:, 0],
+            "losses": nn.functional.cross_entropy(logits, labels, reduction="none", ignore_index=IGNORED_LABEL),
+            "labels": labels,
+        }
+        if accelerator:
+            results = accelerator.gather_for_metrics(results)
+        for name, values in results.items():
+            parts.setdefault(name, []).append(values.cpu())
+    return {name: torch.cat(values) for name, values in parts.items()}
+
+
+def evaluate_model(
+    model: nn.Module,
+    loader: Iterable[dict],
+    accelerator: Accelerator | None = None,
+    num_labels: int | None = None,
+    progress: bool = True,
+    valid_labels: Sequence[Sequence[int]] | None = None,
+) -> dict[str, Any]:
+    """
+    Evaluates a classifier; it is in evaluation mode meanwhile, and in its own mode afterwards.
+
+    Args:
+        model: Called with `pixel_values` (B, C, H, W); its output has `logits` (B, num_labels).
+        loader: Batches of `pixel_values` and integer `labels` (B,); images with the label -100 are left out.
+        accelerator: Gathers the results of all processes (the loader is prepared by it), and casts.
+        num_labels: `model.config.num_labels` by default.
+        progress: Whether to show a progress bar.
+        valid_labels: For each image of the loader, in order, the class indices that are right (ImageNet-ReaL).
+
+    Returns:
+        Fractions of 1 `accuracy`, `top5_accuracy`, `mean_per_class_accuracy`, `ece` and, with `valid_labels`,
+        `real_accuracy`; `loss`, the mean cross entropy in nats; `per_class_accuracy` (num_labels,) and `confusion`
+        (num_labels, num_labels), true class by predicted class, as numpy arrays.
+
+    Raises:
+        UserError: for a label that the model does not have, or if no image could be read.
+    """
+    training = model.training
+    model.eval()
+    try:
+        results = _predict(model, loader, accelerator, progress)
+    finally:
+        model.train(training)
+    kept = results["labels"] != IGNORED_LABEL if results else torch.zeros(0, dtype=torch.bool)
+    if not kept.any():
+        raise UserError("there is no readable image to evaluate on")
+    ranked, confidences, losses, labels = (
+        results[name][kept].numpy() for name in ("ranked", "confidences", "losses", "labels")
+    )
+    best = ranked[:, 0]
+    num_labels = model.config.num_labels if num_labels is None else num_labels
+    metrics = {
+        **TopKAccuracy().compute(predictions=ranked, references=labels),
+        "loss": float(losses.mean(dtype="float64")),
+        **CalibrationError().compute(predictions=best, references=labels, confidences=confidences),
+        **ConfusionMatrix().compute(predictions=best, references=labels, num_labels=num_labels),
+    }
+    if valid_labels is not None:
+        if len(valid_labels) != len(kept):
+            raise UserError(f"there are valid labels for {len(valid_labels)} images, but {len(kept)} images")
+        references = [list(valid) for valid, keep in zip(valid_labels, kept.tolist(), strict=True) if keep]
+        metrics |= RealAccuracy().compute(predictions=best, references=references)
+    return metrics
+
+
+def read_valid_labels(path: str | Path, image_names: Sequence[str]) -> list[list[int]]:
+    """
+    The labels that are valid for each image, from a JSON list of lists such as ImageNet-ReaL's real.json.
+
+    An image named `ILSVRC2012_val_<number>` has the entry of its number, counted from 1; another that of its position.
+
+    Args:
+        path: The file. image_names: Of all images to evaluate, in order.
+
+    Raises:
+        UserError: if the file cannot be read, is no such list, or has no entry for an image.
+    """
+    try:
+        entries = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as JSON ({error})") from error
+    if not isinstance(entries, list) or not all(
+        isinstance(entry, list) and all(isinstance(label, int) for label in entry) for entry in entries
+    ):
+        raise UserError(f"{path}: expected a list with a list of class indices for each image")
+    valid = []
+    for position, name in enumerate(image_names):
+        number = re.search(r"ILSVRC2012_val_(\d{8})", name)
+        index = position if number is None else int(number[1]) - 1
+        if not 0 <= index < len(entries):
+            raise UserError(f"{path}: has {len(entries)} entries, none for {name}")
+        valid.append(entries[index])
+    return valid
