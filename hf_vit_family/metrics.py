@@ -30,7 +30,6 @@ class OfflineMetric(evaluate.Metric):
             description=self.DESCRIPTION,
             citation=self.CITATION,
             features=datasets.Features(self.FEATURES),
-            format="numpy",  # lists of Python numbers would take many times the memory
         )
 
 
@@ -46,7 +45,7 @@ class TopKAccuracy(OfflineMetric):
     FEATURES = {"predictions": INTEGERS, "references": INTEGER}
 
     def _compute(self, predictions, references) -> dict[str, float]:
-        hits = np.stack(predictions)[:, :5] == np.asarray(references)[:, None]
+        hits = np.asarray(predictions)[:, :5] == np.asarray(references)[:, None]
         return {"accuracy": float(hits[:, 0].mean()), "top5_accuracy": float(hits.any(1).mean())}
 
 
