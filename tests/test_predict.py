@@ -1,0 +1,201 @@
+"""`vit-family predict`: labels and probabilities, and one line for what cannot be read."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from models import tiny_model
+from PIL import Image
+from vit_family_launcher import main
+
+from hf_vit_family import create_processor
+
+LABELS = {0: "apple", 1: "pear", 2: "plum", 3: "fig", 4: "quince"}
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    tiny_model("vit", id2label=LABELS, label2id={label: i for i, label in LABELS.items()}).save_pretrained(folder)
+    create_processor("vit_base_patch16_224", size=32).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def model(saved, tmp_path) -> Path:
+    """A copy that a test may damage."""
+    return Path(shutil.copytree(saved, tmp_path / "model"))
+
+
+@pytest.fixture
+def images(tmp_path) -> list[str]:
+    generator = np.random.default_rng(0)
+    paths = [tmp_path / "colour.png", tmp_path / "grey.jpg"]
+    Image.fromarray(generator.integers(0, 256, (50, 70, 3), dtype=np.uint8)).save(paths[0])
+    Image.fromarray(generator.integers(0, 256, (40, 90), dtype=np.uint8)).save(paths[1])
+    return [str(path) for path in paths]
+
+
+def refused(capsys, *arguments: str) -> str:
+    """The one line that a command with bad input prints."""
+    capsys.readouterr()
+    assert main(["predict", *map(str, arguments)]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    # Without the progress bar, which ends with a line of its own, that line is all.
+    lines = [line for line in captured.err.splitlines() if line and "image/s]" not in line]
+    assert len(lines) == 1
+    assert lines[0].startswith("vit-family predict: ")
+    return lines[0]
+
+
+def test_table_equals_the_model(model, images, capsys):
+    assert main(["predict", *images, "--model", str(model)]) == 0
+    expected = []
+    processor, classifier = create_processor("vit_base_patch16_224", size=32), tiny_model("vit")
+    for path in images:
+        with torch.no_grad():
+            logits = classifier(**processor(Image.open(path), return_tensors="pt")).logits[0]
+        ranked = sorted(enumerate(logits.softmax(-1).tolist()), key=lambda pair: -pair[1])
+        expected += [path, *(f"  {probability:.4f}  {LABELS[label]}" for label, probability in ranked)]
+    assert capsys.readouterr().out.splitlines() == expected
+
+
+def test_top(model, images, capsys):
+    assert main(["predict", images[0], "--model", str(model), "--top", "2"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 3
+    assert main(["predict", images[0], "--model", str(model), "--top", "99"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 1 + len(LABELS)
+
+
+def test_independent_labels(images, tmp_path, capsys):
+    config = {"problem_type": "multi_label_classification"}
+    tiny_model("vit", **config).save_pretrained(tmp_path)
+    create_processor("vit_base_patch16_224", size=32).save_pretrained(tmp_path)
+    assert main(["predict", images[0], "--model", str(tmp_path)]) == 0
+    shown = [float(line.split()[0]) for line in capsys.readouterr().out.splitlines()[1:]]
+    with torch.no_grad():
+        pixels = create_processor("vit_base_patch16_224", size=32)(Image.open(images[0]), return_tensors="pt")
+        expected = tiny_model("vit", **config)(**pixels).logits[0].sigmoid().sort(descending=True).values
+    assert shown == pytest.approx(expected.tolist(), abs=1e-4)
+
+
+def test_unreadable_images(model, images, tmp_path, capsys):
+    missing = tmp_path / "missing.png"
+    assert str(missing) in refused(capsys, images[0], missing, "--model", model)
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(Path(images[0]).read_bytes()[:200])
+    assert str(broken) in refused(capsys, images[0], broken, "--model", model)
+    text = tmp_path / "text.jpg"
+    text.write_text("no image")
+    assert str(text) in refused(capsys, text, "--model", model)
+
+
+def test_broken_model_folders(model, images, tmp_path, capsys):
+    command = (images[0], "--model")
+    assert "no such folder" in refused(capsys, *command, tmp_path / "nowhere")
+    assert "has no config.json" in refused(capsys, *command, tmp_path)
+    processor = (model / "preprocessor_config.json").read_text()
+    (model / "preprocessor_config.json").unlink()
+    assert "has no preprocessor_config.json" in refused(capsys, *command, model)
+    (model / "preprocessor_config.json").write_text(processor.replace("crop_pct", "croppct"))
+    assert "'croppct'; did you mean 'crop_pct'?" in refused(capsys, *command, model)
+    (model / "preprocessor_config.json").write_text(processor)
+    weights = (model / "model.safetensors").read_bytes()
+    (model / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    assert str(model) in refused(capsys, *command, model)
+    (model / "model.safetensors").unlink()
+    assert "model.safetensors" in refused(capsys, *command, model)
+
+
+class EmptyHub(BaseHTTPRequestHandler):
+    """A Hub with one repository, `some/model`, that has a configuration and no processor."""
+
+    def do_HEAD(self):
+        if self.path == "/some/model/resolve/main/config.json":
+            self.send_response(200)
+            for name, value in (("X-Repo-Commit", "a" * 40), ("ETag", '"b"'), ("Content-Length", "2")):
+                self.send_header(name, value)
+        else:
+            self.send_response(404)
+            known = self.path.startswith("/some/model/")
+            self.send_header("X-Error-Code", "EntryNotFound" if known else "RepoNotFound")
+        self.end_headers()
+
+    def do_GET(self):
+        self.do_HEAD()
+        self.wfile.write(b"{}")
+
+    def log_message(self, *args):
+        """Keeps the log out of the tests' output."""
+
+
+def test_hub_ids(images, tmp_path):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), EmptyHub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    code = """
+import sys
+import huggingface_hub
+from vit_family_launcher import main
+for model in ("some/model", "no/model"):
+    assert main(["predict", sys.argv[1], "--model", model]) == 2
+huggingface_hub.constants.HF_HUB_OFFLINE = True
+assert main(["predict", sys.argv[1], "--model", "other/model"]) == 2
+"""
+    settings = {
+        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+        "HF_HOME": str(tmp_path),
+        "NO_PROXY": "127.0.0.1",
+    }
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code, images[0]], env={**os.environ, **settings}, capture_output=True, text=True
+        )
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("vit-family predict: ")]
+    assert len(lines) == 3
+    assert "some/model has no preprocessor_config.json" in lines[0]
+    assert "no model on the Hub that you can read" in lines[1]
+    assert "the Hub cannot be reached" in lines[2]
+
+
+def test_configurations_that_do_not_fit(model, images, capsys):
+    config = json.loads((model / "config.json").read_text())
+    for change, message in (
+        ({"hiden_size": 32}, "did you mean 'hidden_size'?"),
+        ({"hidden_size": 64}, "but config.json makes it"),
+        ({"model_type": "vitf_wit"}, "vitf_wit"),
+    ):
+        (model / "config.json").write_text(json.dumps({**config, **change}))
+        assert message in refused(capsys, images[0], "--model", model)
+
+
+def test_model_without_a_head(model, images, capsys):
+    shutil.rmtree(model)
+    tiny_model("vit", "Model").save_pretrained(model)
+    create_processor("vit_base_patch16_224", size=32).save_pretrained(model)
+    assert "no weights for classifier" in refused(capsys, images[0], "--model", model)
+
+
+def test_channels_that_do_not_fit(images, tmp_path, capsys):
+    tiny_model("vit", num_channels=1).save_pretrained(tmp_path)
+    create_processor("vit_base_patch16_224", size=32, image_mean=[0.5], image_std=[0.5]).save_pretrained(tmp_path)
+    assert main(["predict", images[1], "--model", str(tmp_path)]) == 0
+    assert images[0] in (line := refused(capsys, images[0], "--model", tmp_path))
+    assert "1 channels" in line
+
+
+def test_options_that_do_not_fit(model, images, capsys):
+    assert "--top 0" in refused(capsys, images[0], "--model", model, "--top", "0")
+    assert "--device quantum" in refused(capsys, images[0], "--model", model, "--device", "quantum")
