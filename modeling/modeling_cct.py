@@ -104,7 +104,7 @@ class CctEmbeddings(nn.Module):
         tokens = self.patch_embeddings(pixel_values)
         tokens = masked_embeddings(tokens, bool_masked_pos, mask_token)
         if self.cls_token is not None:
-            tokens = torch.cat((self.cls_token.expand(len(tokens), -1, -1), tokens), dim=1)
+            tokens = torch.cat((self.cls_token.expand(tokens.shape[0], -1, -1), tokens), dim=1)
         if self.position_embeddings is not None:
             grid = self.patch_embeddings.grid(*pixel_values.shape[-2:])
             tokens = tokens + self.position_embeddings(grid, tokens)

@@ -69,7 +69,7 @@ class DeitEmbeddings(nn.Module):
         patches = masked_embeddings(patches, bool_masked_pos, mask_token)
         grid = self.patch_embeddings.grid(*pixel_values.shape[-2:])
         prefix = [token for token in (self.cls_token, self.distillation_token) if token is not None]
-        tokens = torch.cat([token.expand(len(patches), -1, -1) for token in prefix] + [patches], dim=1)
+        tokens = torch.cat([token.expand(patches.shape[0], -1, -1) for token in prefix] + [patches], dim=1)
         return self.dropout(tokens + self.position_embeddings(grid, patches))
 
 

@@ -20,7 +20,7 @@ from .attention import SelfAttention
 from .configuration_vit import VitfVitConfig
 from .configuration_vitf import pair
 from .embeddings import AxialRotary, PatchEmbeddings, PositionEmbeddings, SincosPositions
-from .layers import DropPath, LayerScale, Mlp, drop_path_rates, init_trunc_normal
+from .layers import DropPath, LayerScale, Mlp, drop_path_rates, init_lecun_normal, init_trunc_normal
 from .modeling_vitf import (
     ImageClassificationMixin,
     MaskedImageModelingMixin,
@@ -65,7 +65,7 @@ class VitEmbeddings(nn.Module):
                 cls_token, positions = cls_token + positions[:, :1], positions[:, 1:]
             patches = patches + positions
         prefix = [token for token in (cls_token, self.register_tokens) if token is not None]
-        tokens = torch.cat([token.expand(len(patches), -1, -1) for token in prefix] + [patches], dim=1)
+        tokens = torch.cat([token.expand(patches.shape[0], -1, -1) for token in prefix] + [patches], dim=1)
         return self.dropout(tokens)
 
 
@@ -115,7 +115,7 @@ class VitfVitPreTrainedModel(VitfPreTrainedModel):
     def _init_jax(self, module: nn.Module) -> None:
         """Xavier uniform layers, LeCun normal patches, zero class token and head, as in models_vit.py."""
         if isinstance(module, nn.Conv2d):
-            init.lecun_normal_(module.weight)
+            init_lecun_normal(module.weight)
             init.zeros_(module.bias)
         elif isinstance(module, nn.LayerNorm):
             init.ones_(module.weight)
@@ -134,7 +134,7 @@ class VitfVitPreTrainedModel(VitfPreTrainedModel):
                 init.xavier_uniform_(linear.weight)
                 init.normal_(linear.bias, std=1e-6)
         elif isinstance(module, VitfVitModel) and module.pre_logits is not None:
-            init.lecun_normal_(module.pre_logits.weight)
+            init_lecun_normal(module.pre_logits.weight)
         elif isinstance(module, LayerScale):
             init.constant_(module.weight, module.init_value)
         elif isinstance(module, VitEmbeddings) and module.cls_token is not None:

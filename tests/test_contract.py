@@ -1,0 +1,806 @@
+"""What every architecture can do: one suite over the registry. A new architecture is covered by its line in models.py."""
+
+import copy
+import json
+import re
+
+import onnxruntime
+import pytest
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from models import (
+    HEADS,
+    PLAIN_CASES,
+    PLAIN_HEADS,
+    TINY,
+    TRAINABLE_HEADS,
+    architecture_of,
+    classification_head,
+    fresh,
+    random_mask,
+    random_pixels,
+    randomise,
+    size_multiple,
+    tiny_config,
+    tiny_model,
+    training_inputs,
+)
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from torchao.quantization import Int8WeightOnlyConfig
+from transformers import (
+    AutoBackbone,
+    AutoConfig,
+    AutoModel,
+    DetrConfig,
+    DetrForObjectDetection,
+    TorchAoConfig,
+    UperNetConfig,
+    UperNetForSemanticSegmentation,
+)
+from transformers.exporters import OnnxConfig, OnnxExporter
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from hf_vit_family import ARCHITECTURES
+from hf_vit_family.modeling.attention import eager_attention_forward
+from hf_vit_family.modeling.configuration_vitf import pair
+from hf_vit_family.registry import AUTO_CLASSES
+
+every_case = pytest.mark.parametrize("case", TINY)
+plain_case = pytest.mark.parametrize("case", PLAIN_CASES)
+every_head = pytest.mark.parametrize(("case", "head"), HEADS)
+plain_head = pytest.mark.parametrize(("case", "head"), PLAIN_HEADS)
+trainable_head = pytest.mark.parametrize(("case", "head"), TRAINABLE_HEADS)
+
+CLOSE = {"rtol": 1e-4, "atol": 1e-5}
+
+
+def first_output(model, *args, **kwargs) -> torch.Tensor:
+    """Logits, feature map, reconstruction or last hidden state, without gradient."""
+    with torch.no_grad():
+        output = model(*args, **kwargs)[0]
+    return output[0] if isinstance(output, tuple) else output
+
+
+def gradients(model, inputs) -> dict[str, torch.Tensor]:
+    """The gradient of the loss for each parameter, by name."""
+    model.zero_grad()
+    model(**inputs).loss.backward()
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def test_every_architecture_has_a_tiny_case():
+    assert list(ARCHITECTURES) == PLAIN_CASES
+
+
+# Auto classes, saving, loading
+
+
+@every_head
+def test_auto_classes_and_round_trip(case, head, tmp_path):
+    config, model = tiny_config(case), tiny_model(case, head)
+    assert type(AUTO_CLASSES[head].from_config(config)) is type(model)
+    model.save_pretrained(tmp_path)
+    loaded_config = AutoConfig.from_pretrained(tmp_path)
+    assert type(loaded_config) is type(config)
+    loaded, report = type(model).from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(report.values()), report
+    pixel_values = random_pixels(config)
+    assert torch.equal(first_output(loaded, pixel_values), first_output(model, pixel_values))
+    if AUTO_CLASSES[head] is not AutoBackbone:  # AutoBackbone.from_pretrained needs the network
+        assert type(AUTO_CLASSES[head].from_pretrained(tmp_path)) is type(model)
+
+
+@every_case
+def test_base_model_loads_from_a_classifier(case, tmp_path):
+    model = tiny_model(case)
+    model.save_pretrained(tmp_path)
+    base, report = AutoModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["mismatched_keys"]
+    pixel_values = random_pixels(model.config)
+    assert torch.equal(first_output(base, pixel_values), first_output(model.base_model, pixel_values))
+
+
+@every_case
+def test_another_number_of_labels(case, tmp_path):
+    model = tiny_model(case)
+    model.save_pretrained(tmp_path)
+    loaded, report = type(model).from_pretrained(
+        tmp_path, num_labels=3, ignore_mismatched_sizes=True, output_loading_info=True
+    )
+    assert report["mismatched_keys"]
+    assert loaded(random_pixels(model.config)).logits.shape == (2, 3)
+    pixel_values = random_pixels(model.config)
+    assert torch.equal(first_output(loaded.base_model, pixel_values), first_output(model.base_model, pixel_values))
+
+
+@every_head
+def test_loading_over_the_meta_device_leaves_no_garbage(case, head, tmp_path):
+    """A key that is missing from the file is initialised, and only that key; buffers outside the file are refilled."""
+    model = tiny_model(case, head)
+    model.save_pretrained(tmp_path)
+    removed = next(iter(model.state_dict()))
+    kept = {name: value for name, value in model.state_dict().items() if name != removed}
+    loaded = type(model).from_pretrained(None, config=model.config, state_dict=kept)
+    for name, value in loaded.state_dict().items():
+        assert name == removed or torch.equal(value, model.state_dict()[name]), name
+    loaded = type(model).from_pretrained(tmp_path)
+    for (name, buffer), (_, expected) in zip(loaded.named_buffers(), model.named_buffers(), strict=True):
+        assert torch.equal(buffer, expected), name
+    assert all(tensor.device.type == "cpu" for tensor in (*loaded.parameters(), *loaded.buffers()))
+
+
+# Sizes
+
+
+@every_head
+def test_any_input_size(case, head):
+    model = tiny_model(case, head)
+    (rows, columns), (height, width) = size_multiple(model.config), pair(model.config.image_size)
+    for size in [
+        (max(rows, height // 2 // rows * rows), max(columns, width // 2 // columns * columns)),
+        (2 * height, 2 * width),
+        (height, width + columns),
+        (height + 2 * rows, width),
+    ]:
+        pixel_values = random_pixels(model.config, size=size)
+        output = first_output(model, pixel_values)
+        assert output.isfinite().all()
+        # Each image stands alone, and the content matters.
+        torch.testing.assert_close(output[:1], first_output(model, pixel_values[:1]), **CLOSE)
+        assert not torch.allclose(output, first_output(model, pixel_values.flip(-1)), **CLOSE)
+        if head == "ForMaskedImageModeling":
+            output = model(pixel_values, bool_masked_pos=random_mask(model.config, size=size))
+            assert output.reconstruction.shape == pixel_values.shape
+            assert output.loss.isfinite()
+
+
+@every_head
+def test_non_square_images_and_patches(case, head):
+    if "patch_size" not in TINY[case]:
+        overrides = {"image_size": (32, 64)}
+    else:
+        rows, columns = pair(TINY[case]["patch_size"])
+        overrides = {"patch_size": (rows, 2 * columns), "image_size": (4 * rows, 6 * columns)}
+    model = tiny_model(case, head, **overrides)
+    output = first_output(model, random_pixels(model.config))
+    assert output.isfinite().all()
+    if head == "Backbone":
+        rows, columns = model.strides[0]
+        height, width = pair(model.config.image_size)
+        assert output.shape[-2:] == (height // rows, width // columns)
+
+
+@every_case
+def test_configured_size_needs_no_resizing(case):
+    """A model built for another size equals the model that is given that size, with its positions resized."""
+    model = tiny_model(case)
+    rows, columns = size_multiple(model.config)
+    height, width = pair(model.config.image_size)
+    size = (height + rows, width + 2 * columns)
+    pixel_values = random_pixels(model.config, size=size)
+    expected = first_output(model, pixel_values)
+    tables = {name: p for name, p in model.named_parameters() if name.endswith("position_embeddings.weight")}
+    rebuilt = tiny_model(case, image_size=size)
+    state = model.state_dict()
+    for name in tables:
+        module = model.get_submodule(name.removesuffix(".weight"))
+        state[name] = module((size[0] // rows, size[1] // columns), like=pixel_values)
+        assert state[name].shape != tables[name].shape
+    if getattr(model.config, "position_embedding_type", "learned") == "rotary":
+        # Rotary frequencies follow the configured size, not the input.
+        rebuilt.config.image_size = model.config.image_size
+        rebuilt = type(model)(rebuilt.config).eval()
+    rebuilt.load_state_dict(state)
+    torch.testing.assert_close(first_output(rebuilt, pixel_values), expected, **CLOSE)
+
+
+@every_case
+def test_resized_positions_are_cached_and_never_stale(case):
+    model = tiny_model(case)
+    height, width = pair(model.config.image_size)
+    sizes = [(2 * height, 2 * width), (2 * height, width), (height, width)]
+
+    def check(model):
+        for size in sizes:
+            pixel_values = random_pixels(model.config, size=size).to(model.dtype)
+            outputs = [first_output(model, pixel_values) for _ in range(2)]
+            expected = first_output(fresh(model), pixel_values)
+            assert torch.equal(outputs[0], expected)
+            assert torch.equal(outputs[1], expected)
+            # With gradients the table is on the graph of its parameters again.
+            torch.testing.assert_close(model(pixel_values)[0].detach(), expected, **CLOSE)
+            with torch.inference_mode():
+                assert torch.equal(model(pixel_values)[0], expected)
+
+    check(model)
+    for optimiser in (
+        torch.optim.SGD(model.parameters(), lr=0.5),
+        torch.optim.AdamW(model.parameters(), lr=0.5, foreach=True),
+        torch.optim.AdamW(model.parameters(), lr=0.5, fused=True),
+    ):
+        gradients(model, training_inputs(model))
+        optimiser.step()
+        check(model)
+    model.load_state_dict(randomise(copy.deepcopy(model), seed=1).state_dict())
+    check(model)
+    model.load_state_dict(randomise(copy.deepcopy(model), seed=2).state_dict(), assign=True)
+    check(model)
+    clone = copy.deepcopy(model)
+    check(randomise(clone, seed=3))
+    check(model)
+    # Weights written behind autograd's back, as moving averages and some distributed optimisers do between phases.
+    model.train()
+    for parameter in model.parameters():
+        parameter.data.mul_(1.5)
+    model.eval()
+    check(model)
+    check(model.to(torch.float64))
+    check(model.to(torch.float32))
+
+
+@every_case
+def test_resizing_happens_once_a_size(case, monkeypatch):
+    """The second forward pass at a size calls no interpolation; another size, or changed weights, call it again."""
+    calls = []
+    interpolate = nn.functional.interpolate
+    monkeypatch.setattr(nn.functional, "interpolate", lambda *a, **k: calls.append(1) or interpolate(*a, **k))
+    model = tiny_model(case)
+    height, width = pair(model.config.image_size)
+    pixel_values = random_pixels(model.config, size=(2 * height, width))
+    first_output(model, pixel_values)
+    resized = len(calls)
+    first_output(model, pixel_values)
+    assert len(calls) == resized
+    first_output(randomise(model, seed=1), pixel_values)
+    assert len(calls) == 2 * resized
+
+
+@every_head
+def test_size_that_does_not_fit_is_refused_with_the_multiple(case, head):
+    """A size that is one pixel off either works, where the architecture pads, or is refused with a way out."""
+    model = tiny_model(case, head)
+    height, width = pair(model.config.image_size)
+    for size in [(height + 1, width), (height, width + 1), (1, width)]:
+        try:
+            output = first_output(model, random_pixels(model.config, size=size))
+        except ValueError as caught:
+            error = str(caught)
+            if f"{size[0]}x{size[1]}" not in error:
+                pytest.fail(f"the message does not name the size: {error}")
+            rows, columns = map(int, re.search(r"multiple of (\d+) .* multiple of (\d+)", error).groups())
+            fitting = (max(size[0] // rows, 1) * rows, max(size[1] // columns, 1) * columns)
+            output = first_output(model, random_pixels(model.config, size=fitting))
+        assert output.isfinite().all()
+
+
+@every_head
+def test_channels(case, head):
+    model = tiny_model(case, head, num_channels=5)
+    assert first_output(model, random_pixels(model.config)).isfinite().all()
+    height, width = pair(model.config.image_size)
+    with pytest.raises(ValueError, match="num_channels=5"):
+        model(torch.zeros(1, 3, height, width))
+    with pytest.raises(ValueError, match=r"\(batch, 5, height, width\)"):
+        model(torch.zeros(5, height, width))
+
+
+# Attention and hidden states
+
+
+@every_head
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_attentions(case, head, implementation):
+    model = tiny_model(case, head, attn_implementation=implementation)
+    assert model.config._attn_implementation == implementation
+    pixel_values = random_pixels(model.config)
+    with torch.no_grad():
+        plain, outputs = model(pixel_values), model(pixel_values, output_attentions=True)
+    assert plain.attentions is None
+    recorded = model.base_model._can_record_outputs["attentions"]
+    attention_class = getattr(recorded, "target_class", recorded)
+    layers = [module for module in model.modules() if isinstance(module, attention_class)]
+    assert len(outputs.attentions) == len(layers) > 0
+    for attention in outputs.attentions:
+        assert attention.ndim == 4
+        torch.testing.assert_close(attention.sum(-1), torch.ones(attention.shape[:-1]), **CLOSE)
+    # Asking for maps changes neither the result nor the configuration.
+    assert model.config._attn_implementation == implementation
+    torch.testing.assert_close(
+        first_output(model, pixel_values, output_attentions=True), first_output(model, pixel_values)
+    )
+
+
+@every_head
+def test_hidden_states(case, head):
+    model = tiny_model(case, head)
+    pixel_values = random_pixels(model.config)
+    assert model(pixel_values).hidden_states is None
+    hidden_states = model(pixel_values, output_hidden_states=True).hidden_states
+    assert len(hidden_states) == len(model.config.stage_names)
+    assert all(states.requires_grad and len(states) == 2 for states in hidden_states)
+    as_tuple = model(pixel_values, return_dict=False)
+    assert torch.equal(as_tuple[0][0] if head == "Backbone" else as_tuple[0], first_output(model, pixel_values))
+
+
+def users_own_attention(module, query, key, value, attention_mask, **kwargs):
+    """Softmax attention that counts its calls."""
+    module.calls = getattr(module, "calls", 0) + 1
+    return eager_attention_forward(module, query, key, value, attention_mask, **kwargs)
+
+
+def attention_without_scores(module, query, key, value, attention_mask, **kwargs):
+    """What no softmax returns: one value for all queries."""
+    return torch.zeros_like(query).transpose(1, 2) + value.mean(2)[:, None], None
+
+
+ALL_ATTENTION_FUNCTIONS.register("users_own", users_own_attention)
+ALL_ATTENTION_FUNCTIONS.register("without_scores", attention_without_scores)
+
+
+@every_head
+def test_attention_implementations_agree(case, head):
+    model = tiny_model(case, head, attn_implementation="eager")
+    pixel_values = random_pixels(model.config)
+    expected = first_output(model, pixel_values)
+    for implementation in ("sdpa", "users_own"):
+        model.set_attn_implementation(implementation)
+        torch.testing.assert_close(first_output(model, pixel_values), expected, **CLOSE)
+    assert sum(getattr(module, "calls", 0) for module in model.modules()) > 0
+    model.set_attn_implementation("without_scores")
+    assert not torch.allclose(first_output(model, pixel_values), expected, **CLOSE)
+
+
+@plain_case
+def test_flex_attention_agrees(case):
+    """Flex attention in its unfused form: compiling its kernel for a CPU takes a minute."""
+    model = tiny_model(case, attn_implementation="eager")
+    if not model._supports_flex_attn:  # refused by name instead of a wrong result
+        with pytest.raises(ValueError, match="flex"):
+            model.set_attn_implementation("flex_attention")
+        return
+    pixel_values = random_pixels(model.config)
+    expected = first_output(model, pixel_values)
+    model.set_attn_implementation("flex_attention")
+    with torch.compiler.set_stance("force_eager"):
+        torch.testing.assert_close(first_output(model, pixel_values), expected, **CLOSE)
+
+
+@trainable_head
+def test_sdpa_gradients_equal_eager(case, head):
+    model = tiny_model(case, head, attn_implementation="eager").train()
+    inputs = training_inputs(model)
+    expected = gradients(model, inputs)
+    model.set_attn_implementation("sdpa")
+    for name, gradient in gradients(model, inputs).items():
+        torch.testing.assert_close(gradient, expected[name], **CLOSE, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@plain_case
+def test_attention_dropout_reaches_every_implementation(case):
+    model = tiny_model(case, attention_probs_dropout_prob=0.5)
+    pixel_values = random_pixels(model.config)
+    for implementation in ("eager", "sdpa"):
+        model.set_attn_implementation(implementation)
+        model.train()
+        assert not torch.allclose(first_output(model, pixel_values), first_output(model, pixel_values))
+        model.eval()
+        assert torch.equal(first_output(model, pixel_values), first_output(model, pixel_values))
+
+
+# Training
+
+
+@trainable_head
+def test_every_parameter_is_trained(case, head):
+    model = tiny_model(case, head).train()
+    for name, gradient in gradients(model, training_inputs(model)).items():
+        assert gradient.isfinite().all(), name
+        assert gradient.abs().max() > 0, name
+
+
+@every_case
+def test_backbone_leaves_no_parameter_unused(case):
+    model = tiny_model(case, "Backbone").train()
+    sum(feature_map.square().mean() for feature_map in model(random_pixels(model.config)).feature_maps).backward()
+    assert [
+        name for name, parameter in model.named_parameters() if parameter.requires_grad and parameter.grad is None
+    ] == []
+
+
+@trainable_head
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_gradient_checkpointing(case, head, use_reentrant):
+    model = tiny_model(case, head, drop_path_rate=0.5, hidden_dropout_prob=0.1).train()
+    inputs = training_inputs(model)
+    torch.manual_seed(0)
+    expected = gradients(model, inputs)
+    model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+    model.enable_input_require_grads()
+    assert model.is_gradient_checkpointing
+    torch.manual_seed(0)
+    for name, gradient in gradients(model, inputs).items():
+        torch.testing.assert_close(gradient, expected[name], msg=lambda text, name=name: f"{name}: {text}")
+
+
+@every_case
+def test_drop_path_acts_only_while_training(case):
+    model = tiny_model(case, drop_path_rate=0.9)
+    pixel_values = random_pixels(model.config, batch=8)
+    without = tiny_model(case)
+    assert torch.equal(first_output(model, pixel_values), first_output(without, pixel_values))
+    model.train()
+    assert not torch.allclose(first_output(model, pixel_values), first_output(model, pixel_values))
+    without.train()
+    torch.testing.assert_close(first_output(without, pixel_values), first_output(without.eval(), pixel_values))
+
+
+@every_case
+@pytest.mark.parametrize(
+    ("problem_type", "num_labels", "labels", "loss"),
+    [
+        ("single_label_classification", 5, torch.tensor([1, 4]), nn.functional.cross_entropy),
+        (
+            "multi_label_classification",
+            5,
+            torch.eye(5)[:2] + torch.eye(5)[2],
+            nn.functional.binary_cross_entropy_with_logits,
+        ),
+        ("regression", 1, torch.tensor([0.3, -2.0]), lambda x, y: nn.functional.mse_loss(x.squeeze(), y)),
+        ("regression", 5, torch.linspace(-1, 1, 10).view(2, 5), nn.functional.mse_loss),
+        (None, 5, torch.tensor([0, 2]), nn.functional.cross_entropy),
+    ],
+)
+def test_losses(case, problem_type, num_labels, labels, loss):
+    model = tiny_model(case, num_labels=num_labels, problem_type=problem_type)
+    outputs = model(random_pixels(model.config), labels=labels)
+    # An architecture with two heads teaches both: its loss is the mean of theirs.
+    heads = [value for key, value in outputs.items() if key.endswith("_logits")] or [outputs.logits]
+    expected = sum(loss(logits, labels) for logits in heads) / len(heads)
+    torch.testing.assert_close(outputs.loss, expected)
+    assert outputs.logits.shape == (2, num_labels)
+
+
+@plain_case
+def test_masked_loss_counts_masked_pixels_alone(case):
+    if "ForMaskedImageModeling" not in architecture_of(case).heads:
+        return
+    model = tiny_model(case, "ForMaskedImageModeling")
+    pixel_values, mask = random_pixels(model.config), random_mask(model.config)
+    outputs = model(pixel_values, bool_masked_pos=mask)
+    (rows, columns), (height, width) = model.config.stage_strides[0], pair(model.config.image_size)
+    hidden = mask.view(2, 1, height // rows, width // columns)
+    hidden = hidden.repeat_interleave(rows, 2).repeat_interleave(columns, 3).expand_as(pixel_values)
+    error = (outputs.reconstruction - pixel_values).abs()
+    torch.testing.assert_close(outputs.loss, error[hidden].mean(), rtol=1e-4, atol=1e-5)
+    # What lies under the mask must not be seen.
+    changed = torch.where(hidden, 9.0, pixel_values)
+    torch.testing.assert_close(model(changed, bool_masked_pos=mask).reconstruction, outputs.reconstruction)
+    assert not torch.allclose(model(changed).reconstruction, outputs.reconstruction)
+    assert model(pixel_values).loss is None
+
+
+# Precision, compilers, exporters, devices
+
+
+@every_head
+def test_bfloat16(case, head):
+    model = tiny_model(case, head)
+    pixel_values = random_pixels(model.config)
+    expected = first_output(model, pixel_values)
+    model.to(torch.bfloat16)
+    output = first_output(model, pixel_values.bfloat16())
+    assert output.dtype == torch.bfloat16
+    assert (output.float() - expected).abs().max() < 0.1 * expected.abs().max()
+
+
+@plain_head
+def test_compiled_forward_equals_eager(case, head):
+    model = tiny_model(case, head)
+    pixel_values = random_pixels(model.config)
+    larger = random_pixels(model.config, size=tuple(2 * side for side in pair(model.config.image_size)))
+    expected = [first_output(model, pixels) for pixels in (pixel_values, larger)]
+    torch.compiler.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    for pixels, output in zip((pixel_values, larger), expected, strict=True):
+        torch.testing.assert_close(first_output(compiled, pixels), output, **CLOSE)
+
+
+@pytest.mark.parametrize(("case", "head"), [row for row in TRAINABLE_HEADS if row[0] in PLAIN_CASES])
+def test_compiled_training_step_equals_eager(case, head):
+    model = tiny_model(case, head).train()
+    inputs = training_inputs(model)
+    expected = gradients(model, inputs)
+    torch.compiler.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    compiled.zero_grad()
+    compiled(**inputs).loss.backward()
+    for name in expected:
+        torch.testing.assert_close(
+            model.get_parameter(name).grad, expected[name], **CLOSE, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+@plain_head
+def test_export_with_a_dynamic_batch(case, head):
+    model = tiny_model(case, head)
+    example = {"pixel_values": random_pixels(model.config)}
+    program = torch.export.export(model, (), example, dynamic_shapes={"pixel_values": {0: torch.export.Dim("batch")}})
+    for batch in (2, 5):
+        pixel_values = random_pixels(model.config, batch)
+        output = program.module()(pixel_values=pixel_values)[0]
+        output = output[0] if isinstance(output, (tuple, list)) else output
+        torch.testing.assert_close(output, first_output(model, pixel_values), **CLOSE)
+
+
+@plain_case
+def test_onnx_equals_eager(case, tmp_path):
+    model = tiny_model(case)
+    exporter, batch = OnnxExporter(), torch.export.Dim("batch")
+    config = OnnxConfig(dynamic_shapes={"pixel_values": {0: batch}})
+    exported = exporter.export(model, {"pixel_values": random_pixels(model.config)}, config=config)
+    exported.save_pretrained(tmp_path)
+    session = onnxruntime.InferenceSession(next(tmp_path.glob("*.onnx")))
+    names = [output.name for output in session.get_outputs()]
+    for size in (2, 5):
+        pixel_values = random_pixels(model.config, size)
+        outputs = dict(zip(names, session.run(None, {"pixel_values": pixel_values.numpy()}), strict=True))
+        torch.testing.assert_close(torch.from_numpy(outputs["logits"]), first_output(model, pixel_values), **CLOSE)
+
+
+@every_case
+def test_offloading_to_disk(case, tmp_path):
+    model = tiny_model(case)
+    model.save_pretrained(tmp_path)
+    half = sum(parameter.nbytes for parameter in model.parameters()) // 2
+    loaded = type(model).from_pretrained(
+        tmp_path, device_map="auto", max_memory={"cpu": half}, offload_folder=tmp_path / "offload"
+    )
+    assert "disk" in loaded.hf_device_map.values()
+    # Twice the configured size: a cached table must survive its parameter going to disk and back.
+    for size in (1, 2, 2):
+        pixel_values = random_pixels(model.config, size=tuple(size * side for side in pair(model.config.image_size)))
+        torch.testing.assert_close(first_output(loaded, pixel_values), first_output(model, pixel_values))
+
+
+@plain_case
+@pytest.mark.filterwarnings("ignore::UserWarning")  # PEFT on layers it wraps twice
+def test_lora(case):
+    model = tiny_model(case)
+    pixel_values = random_pixels(model.config)
+    base = first_output(model, pixel_values)
+    heads = [name for name, _ in model.named_children() if name != model.base_model_prefix]
+    adapted = get_peft_model(model, LoraConfig(target_modules="all-linear", r=2, modules_to_save=heads))
+    torch.testing.assert_close(first_output(adapted.eval(), pixel_values), base)
+    trained = {name: p for name, p in adapted.named_parameters() if p.requires_grad}
+    assert all("lora_" in name or "modules_to_save" in name for name in trained)
+    assert sum("lora_A" in name for name in trained) >= 4 * model.config.num_hidden_layers
+    optimiser = torch.optim.SGD(trained.values(), lr=0.5)
+    for _ in range(2):
+        optimiser.zero_grad()
+        adapted(**training_inputs(model)).loss.backward()
+        optimiser.step()
+    assert all(parameter.grad is not None for parameter in trained.values())
+    tuned = first_output(adapted, pixel_values)
+    assert not torch.allclose(tuned, base, **CLOSE)
+    merged = adapted.merge_and_unload()
+    assert type(merged) is type(model)
+    torch.testing.assert_close(first_output(merged, pixel_values), tuned, **CLOSE)
+
+
+@plain_case
+def test_int8_weights(case, tmp_path):
+    model = tiny_model(case)
+    model.save_pretrained(tmp_path)
+    heads = [name for name, _ in model.named_children() if name != model.base_model_prefix]
+    quantization = TorchAoConfig(Int8WeightOnlyConfig(), modules_to_not_convert=heads)
+    quantized = type(model).from_pretrained(tmp_path, quantization_config=quantization)
+    assert sum("Int8" in type(parameter).__name__ for parameter in quantized.parameters()) >= 4
+    pixel_values = random_pixels(model.config)
+    expected = first_output(model, pixel_values)
+    output = first_output(quantized, pixel_values)
+    assert 0 < (output - expected).abs().max() < 0.1 * expected.abs().max()
+
+
+# Backbone
+
+
+@every_case
+def test_feature_maps(case):
+    names = tiny_config(case).stage_names
+    model = tiny_model(case, "Backbone", out_features=names)
+    rows, columns = size_multiple(model.config)
+    height, width = (3 * rows, 5 * columns)
+    pixel_values = random_pixels(model.config, size=(height, width))
+    with torch.no_grad():
+        outputs = model(pixel_values, output_hidden_states=True, output_attentions=True)
+    assert len(outputs.feature_maps) == len(model.channels) == len(model.strides) == len(names)
+    for feature_map, channels, (rows, columns) in zip(outputs.feature_maps, model.channels, model.strides, strict=True):
+        assert feature_map.shape == (2, channels, -(-height // rows), -(-width // columns))
+    assert len(outputs.hidden_states) == len(names)
+    assert len(outputs.attentions) > 0
+    # Chosen stages, by name or by index, are the same maps.
+    state = model.state_dict()
+    for choice in ({"out_features": names[-2:]}, {"out_indices": [len(names) - 2, len(names) - 1]}):
+        chosen = tiny_model(case, "Backbone", **choice)
+        chosen.load_state_dict(state)
+        assert chosen.out_features == names[-2:]
+        with torch.no_grad():
+            maps = chosen(pixel_values).feature_maps
+        for feature_map, expected in zip(maps, outputs.feature_maps[-2:], strict=True):
+            torch.testing.assert_close(feature_map, expected, **CLOSE)
+
+
+@every_case
+def test_feature_map_follows_the_image(case):
+    """A change in one corner of the image changes the map most in that corner."""
+    model = tiny_model(case, "Backbone", out_features=["stem"])
+    height, width = pair(model.config.image_size)
+    pixel_values = random_pixels(model.config, batch=1)
+    changed = pixel_values.clone()
+    changed[..., height // 2 :, : width // 2] += 5.0
+    before, after = first_output(model, pixel_values), first_output(model, changed)
+    difference = (after - before).abs().sum(1)[0]
+    rows, columns = difference.shape
+    inside = difference[rows // 2 :, : columns // 2]
+    assert inside.mean() > 2 * (difference.sum() - inside.sum()) / (difference.numel() - inside.numel())
+
+
+@every_case
+def test_dense_prediction_models_stand_on_the_backbone(case):
+    config = tiny_config(case)
+    height, width = pair(config.image_size)
+    torch.manual_seed(0)
+    detr = DetrForObjectDetection(
+        DetrConfig(
+            backbone_config=config,
+            d_model=16,
+            encoder_layers=1,
+            decoder_layers=1,
+            encoder_attention_heads=2,
+            decoder_attention_heads=2,
+            encoder_ffn_dim=16,
+            decoder_ffn_dim=16,
+            num_queries=3,
+            num_labels=2,
+        )
+    )
+    assert detr(random_pixels(config)).logits.shape == (2, 3, 3)
+    stages = tiny_config(case, out_features=config.stage_names[-2:])
+    upernet = UperNetForSemanticSegmentation(
+        UperNetConfig(
+            backbone_config=stages, hidden_size=16, num_labels=4, use_auxiliary_head=False, pool_scales=[1, 2]
+        )
+    )
+    assert isinstance(upernet.backbone, architecture_of(case).model_class("Backbone"))
+    output = upernet(random_pixels(config), labels=torch.zeros(2, height, width, dtype=torch.long))
+    assert output.logits.shape == (2, 4, height, width)
+    output.loss.backward()
+    assert all(parameter.grad is not None for parameter in upernet.parameters() if parameter.requires_grad)
+
+
+# Initialisation
+
+# Parameter to its distribution, the first pattern that matches counts: ("constant", value), ("normal", standard deviation)
+# or ("uniform", bound). Sources: google-research/vision_transformer@c6de1e5 vit_jax/models_vit.py with flax's defaults;
+# facebookresearch/deit@7e160fe models.py with timm 0.3.2 and models_v2.py;
+# SHI-Labs/Compact-Transformers@cd11f09 src/utils/{tokenizer,transformers}.py.
+_WIDTH, _FAN_IN = 128, 8 * 8 * 3
+_NORMS = {r"norm.*\.weight$": ("constant", 1.0), r"norm.*\.bias$": ("constant", 0.0)}
+_TRUNC_NORMAL = {
+    **_NORMS,
+    r"patch_embeddings\.": ("uniform", _FAN_IN**-0.5),
+    r"layer_scale": ("constant", 0.1),
+    r"bias$": ("constant", 0.0),
+    r"(weight|token)$": ("normal", 0.02),
+}
+_JAX = {
+    **_NORMS,
+    r"patch_embeddings.*weight$": ("normal", _FAN_IN**-0.5),
+    r"qkv\.weight$": ("uniform", (6 / (2 * _WIDTH)) ** 0.5),
+    r"proj\.weight$": ("uniform", (6 / (2 * _WIDTH)) ** 0.5),
+    r"fc.\.weight$": ("uniform", (6 / (3 * _WIDTH)) ** 0.5),
+    r"fc.\.bias$": ("normal", 1e-6),
+    r"pre_logits\.weight$": ("normal", _WIDTH**-0.5),
+    r"position_embeddings|register_tokens": ("normal", 0.02),
+    r"cls_token|bias$|classifier": ("constant", 0.0),
+}
+INITIALISATION = {
+    "vit": (_JAX, {}),
+    "vit-deit3": (_TRUNC_NORMAL, {}),
+    "vit-registers": (_JAX, {}),
+    "deit": (_TRUNC_NORMAL, {}),
+    "cct": (
+        {
+            **_NORMS,
+            r"conv_layers\.": ("normal", (2 / (3 * 3 * 3)) ** 0.5),
+            r"bias$": ("constant", 0.0),
+            r"position_embeddings": ("normal", 0.2),
+            r"weight$": ("normal", 0.02),
+        },
+        {},
+    ),
+}
+
+
+def test_every_architecture_states_its_initialisation():
+    assert set(PLAIN_CASES) <= set(INITIALISATION)
+
+
+@pytest.mark.parametrize("case", INITIALISATION)
+def test_initialisation(case, tmp_path):
+    patterns, overrides = INITIALISATION[case]
+    sizes = {"hidden_size": _WIDTH, "num_labels": 64} if "hidden_size" in TINY[case] else {}
+    model_class = architecture_of(case).model_class(classification_head(case))
+    torch.manual_seed(0)
+    made = model_class(tiny_config(case, **sizes, **overrides))
+    # The same distributions where a checkpoint holds nothing, over the meta device.
+    loaded = model_class.from_pretrained(None, config=made.config, state_dict={})
+    for model in (made, loaded):
+        for name, parameter in model.named_parameters():
+            kind, value = next(expected for pattern, expected in patterns.items() if re.search(pattern, name))
+            if kind == "constant":
+                assert (parameter == value).all(), name
+                continue
+            sample = parameter.detach().double()
+            error = 5 / sample.numel() ** 0.5  # five standard errors, roughly
+            bound = value * 3**0.5 if kind == "normal" else value
+            std = value if kind == "normal" else value / 3**0.5
+            assert abs(sample.std() / std - 1) < max(error, 0.02), f"{name}: {sample.std()} for {std}"
+            assert abs(sample.mean()) < error * std, f"{name}: mean {sample.mean()}"
+            if kind == "uniform":
+                assert sample.abs().max() <= bound * (1 + 1e-6), name
+            elif sample.numel() > 1000:
+                assert sample.abs().max() > bound, f"{name}: looks uniform"
+
+
+# Configuration
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES.values(), ids=list(ARCHITECTURES))
+def test_every_variant_is_valid(architecture, tmp_path):
+    config_class = architecture.config_class
+    assert config_class.VARIANTS
+    for name in config_class.VARIANTS:
+        config = config_class.from_variant(name)
+        config.save_pretrained(tmp_path)
+        loaded = AutoConfig.from_pretrained(tmp_path)
+        assert type(loaded) is config_class
+        assert loaded.to_dict() == config.to_dict(), name
+        assert config_class.from_variant(name, num_labels=7).num_labels == 7
+        preprocessing = config_class.preprocessing(name)
+        assert preprocessing["image_size"] == pair(config.image_size)
+    with pytest.raises(ValueError, match=f"did you mean '{name}'"):
+        config_class.from_variant(name + "x")
+    with pytest.raises(ValueError, match="did you mean 'drop_path_rate'"):
+        config_class.from_variant(name, drop_path_rat=0.1)
+
+
+@every_case
+def test_config_refuses_what_it_does_not_know(case, tmp_path):
+    config_class = architecture_of(case).config_class
+    for wrong, right in {"hiden_size": "hidden_size", "num_label": "num_labels", "out_feature": "out_features"}.items():
+        with pytest.raises(ValueError, match=f"unknown field '{wrong}'; did you mean '{right}'"):
+            config_class(**TINY[case], **{wrong: 1})
+    with pytest.raises(StrictDataclassError, match="num_channels"):
+        config_class(**{**TINY[case], "num_channels": "three"})
+    # A config.json with a field of another version is refused too, instead of building another model.
+    tiny_config(case).save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "hiden_size": 64}))
+    with pytest.raises(ValueError, match="did you mean 'hidden_size'"):
+        AutoConfig.from_pretrained(tmp_path)
+
+
+@every_case
+def test_config_round_trip(case, tmp_path):
+    config = tiny_config(case, out_indices=[0, 1], id2label={0: "cat", 1: "dog"}, problem_type="regression")
+    config.save_pretrained(tmp_path)
+    loaded = AutoConfig.from_pretrained(tmp_path)
+    assert loaded.to_dict() == config.to_dict()
+    assert loaded.out_features == config.stage_names[:2]
+    assert loaded.id2label == {0: "cat", 1: "dog"}
+    assert copy.deepcopy(config).to_dict() == config.to_dict()
+    assert AutoConfig.from_pretrained(tmp_path, num_channels=1).num_channels == 1
+    assert json.loads((tmp_path / "config.json").read_text())["model_type"] == architecture_of(case).model_type
