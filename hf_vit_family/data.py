@@ -29,7 +29,7 @@ from .sources import (
     Split,
     TableSource,
     evaluation_split,
-    holdout,
+    hold_out,
     open_source,
     part_of,
     training_split,
@@ -412,14 +412,7 @@ def _open_splits(config: DataConfig) -> tuple[Split, Split]:
     if eval_name is not None:
         evaluation = source.open(eval_name)
     else:
-        held_out = holdout(train.labels, config.eval_fraction)
-        if not len(held_out):
-            raise UserError(
-                f"eval_fraction={config.eval_fraction} of {len(train.labels)} images leaves none to evaluate"
-            )
-        rest = np.setdiff1d(np.arange(len(train.labels)), held_out)
-        evaluation = part_of(train, held_out, f"{train.name}, held out {config.eval_fraction:g} of each class")
-        train = part_of(train, rest, train.name)
+        train, evaluation = hold_out(train, config.eval_fraction)
     return _at_most(train, config.max_train_samples), _at_most(evaluation, config.max_eval_samples)
 
 
@@ -497,16 +490,17 @@ def _stream(config: DataConfig, num_channels: int, augment, prepare, seed: int, 
 
 
 def load_evaluation(
-    config: DataConfig, processor, classes: list[str] | None = None
-) -> tuple[EvaluationImages, list[str], BadImages]:
+    config: DataConfig, processor, classes: list[str] | None = None, fraction: float | None = None
+) -> tuple[EvaluationImages, str, BadImages]:
     """
     Opens the images to evaluate on: `eval_split`, or a usual split of that kind, or else the only split, all of it.
 
     Args:
         classes: Names of a model's classes. Labels are matched to them by name where all names occur, else by number.
+        fraction: Of a data set with no split for evaluation, the part that training with this `eval_fraction` held out.
 
     Returns:
-        The images, the class names that their labels index, and what could not be read.
+        The images, the name of their split, and what could not be read so far.
     """
     source = open_source(config.dataset, config.dataset_config_name, config.image_column, config.label_column)
     name = evaluation_split(source, config.eval_split)
@@ -514,7 +508,12 @@ def load_evaluation(
         if len(source.split_names) > 1:
             raise UserError(f"name an eval_split of {config.dataset}: {', '.join(source.split_names)}")
         name = source.split_names[0]
-    split = _at_most(source.open(name), config.max_eval_samples)
+    split = source.open(name)
+    if fraction is not None:
+        if config.eval_split is not None or len(source.split_names) > 1:
+            raise UserError(f"eval_fraction: {config.dataset} has the split {name!r} to evaluate on")
+        _, split = hold_out(split, fraction)
+    split = _at_most(split, config.max_eval_samples)
     classes = split.classes if classes is None else classes
     if set(split.classes) <= set(classes):
         labels = split.labels_for(classes)
@@ -529,7 +528,7 @@ def load_evaluation(
     bad_images = BadImages()
     cache_bytes = config.cache_megabytes * 2**20
     store = ImageStore(split, labels, num_channels, cache_bytes, config.on_bad_image, bad_images)
-    return EvaluationImages(store, ProcessorTransform(processor, size)), classes, bad_images
+    return EvaluationImages(store, ProcessorTransform(processor, size)), split.name, bad_images
 
 
 def train_collate(config: AugmentationConfig, num_labels: int) -> Callable[[list[dict]], dict[str, torch.Tensor]]:

@@ -68,7 +68,7 @@ class DigitsSource:
         from sklearn.datasets import load_digits  # seconds to import
 
         digits = load_digits()
-        test = holdout(digits.target, 0.2)
+        test = stratified_draw(digits.target, 0.2)
         rows = test if split == "test" else np.setdiff1d(np.arange(len(digits.target)), test)
         pixels = np.rint(digits.images[rows] * (255 / 16)).astype(np.uint8)
         return Split(
@@ -273,7 +273,7 @@ def encode_labels(values: list, feature, column: str, split: str) -> tuple[np.nd
     return labels, classes
 
 
-def holdout(labels: np.ndarray, fraction: float) -> np.ndarray:
+def stratified_draw(labels: np.ndarray, fraction: float) -> np.ndarray:
     """
     Sorted indices of a stratified part of a data set: of each class the same fraction, rounded, drawn at random. The draw
     is fixed: runs with different seeds are compared on the same images.
@@ -283,7 +283,7 @@ def holdout(labels: np.ndarray, fraction: float) -> np.ndarray:
         generator.permutation(members)[: round(fraction * len(members))]
         for members in (np.flatnonzero(labels == label) for label in np.unique(labels))
     ]
-    return np.sort(np.concatenate(chosen))
+    return np.sort(np.concatenate([np.empty(0, dtype=np.int64), *chosen]))
 
 
 def part_of(split: Split, indices: np.ndarray, name: str) -> Split:
@@ -294,6 +294,21 @@ def part_of(split: Split, indices: np.ndarray, name: str) -> Split:
         classes=split.classes,
         read=lambda i: split.read(int(indices[i])),
         image_name=lambda i: split.image_name(int(indices[i])),
+    )
+
+
+def hold_out(split: Split, fraction: float) -> tuple[Split, Split]:
+    """The rest of a split, and the part of each class that is held out for evaluation; UserError if a part is empty."""
+    held_out = stratified_draw(split.labels, fraction)
+    rest = np.setdiff1d(np.arange(len(split.labels)), held_out)
+    if not len(held_out) or not len(rest):
+        raise UserError(
+            f"eval_fraction={fraction:g} splits {len(split.labels)} images into {len(rest)} and {len(held_out)}; "
+            f"neither part may be empty"
+        )
+    return (
+        part_of(split, rest, split.name),
+        part_of(split, held_out, f"{split.name}, held out {fraction:g} of each class"),
     )
 
 

@@ -15,6 +15,8 @@ COMMANDS = {
     "info": "show a variant: fields, parameters, FLOPs, source, licence",
     "convert": "convert a checkpoint to this library's layout, or back",
     "train": "train, fine-tune or distil an image classifier",
+    "evaluate": "measure an image classifier on a data set",
+    "attend": "show what an image classifier attends to",
     "predict": "classify images with a model folder or a Hub id",
     "publish": "stage a model folder for the Hub, verify it in a clean process, push it",
     "benchmark": "time a variant against the same model of other libraries",

@@ -1,0 +1,109 @@
+"""
+Show what an image classifier attends to, as one PNG.
+
+rollout     how much of each part of the image arrives at the head (Abnar & Zuidema 2020)
+relevance   which parts speak for each of the most probable classes (Chefer et al. 2021)
+maps        the attention of the class token in every layer and head
+
+examples:
+  vit-family attend cat.jpg --model outputs/deit
+  vit-family attend cat.jpg dog.jpg --model outputs/deit --method relevance --top 3
+  vit-family attend cat.jpg --model outputs/deit --method maps --layer 12 --output layer12.png
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from ..attention import (
+    attention_maps,
+    attention_rollout,
+    class_relevance,
+    contact_sheet,
+    heat_picture,
+    overlay,
+    to_picture,
+)
+from ..errors import UserError
+from ..images import read_image
+from .predict import load_classifier
+
+Row = list[tuple[str, Image.Image] | None]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files")
+    parser.add_argument("--model", required=True, metavar="FOLDER_OR_HUB_ID", help="an image classifier")
+    parser.add_argument("--method", choices=METHODS, default="rollout", help="what to show (default: rollout)")
+    parser.add_argument("--top", type=int, default=2, help="classes to explain with --method relevance (default: 2)")
+    parser.add_argument("--layer", type=int, help="show this layer's maps alone, counted from 1")
+    parser.add_argument("--head", type=int, help="show this head's maps alone, counted from 1")
+    parser.add_argument("--output", type=Path, default=Path("attention.png"), help="default: attention.png")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: cpu)")
+
+
+def _label(model, logits: torch.Tensor, index: int) -> str:
+    return f"{model.config.id2label[index]}  {logits.float().softmax(-1)[index]:.1%}"
+
+
+def _rollout_rows(model, pixel_values: torch.Tensor, picture: Image.Image, args: argparse.Namespace) -> list[Row]:
+    logits, heat = attention_rollout(model, pixel_values)
+    return [[("input", picture), (_label(model, logits[0], int(logits[0].argmax())), overlay(picture, heat[0]))]]
+
+
+def _relevance_rows(model, pixel_values: torch.Tensor, picture: Image.Image, args: argparse.Namespace) -> list[Row]:
+    with torch.no_grad():
+        best = model(pixel_values).logits[0].topk(min(args.top, model.config.num_labels)).indices
+    row: Row = [("input", picture)]
+    for index in best:
+        logits, heat = class_relevance(model, pixel_values, index[None])
+        row.append((_label(model, logits[0], int(index)), overlay(picture, heat[0])))
+    return [row]
+
+
+def _chosen(option: str, number: int | None, count: int) -> range:
+    """Indices that an option counted from 1 selects; all without it."""
+    if number is None:
+        return range(count)
+    if not 1 <= number <= count:
+        raise UserError(f"--{option} {number}: the model has {count}, counted from 1")
+    return range(number - 1, number)
+
+
+def _map_rows(model, pixel_values: torch.Tensor, picture: Image.Image, args: argparse.Namespace) -> list[Row]:
+    _, maps = attention_maps(model, pixel_values)
+    rows = []
+    for layer in _chosen("layer", args.layer, len(maps)):
+        heads = _chosen("head", args.head, maps[layer].shape[1])
+        panels = [(f"layer {layer + 1}, head {head + 1}", heat_picture(maps[layer][0, head])) for head in heads]
+        rows.append([None if rows else ("input", picture), *panels])
+    return rows
+
+
+# Method: rows of the sheet for an image, and the edge of a picture in inches.
+METHODS = {"rollout": (_rollout_rows, 2.4), "relevance": (_relevance_rows, 2.4), "maps": (_map_rows, 1.3)}
+
+
+def run(args: argparse.Namespace) -> None:
+    if args.method != "maps" and (args.layer is not None or args.head is not None):
+        raise UserError("--layer and --head choose among --method maps")
+    if args.top < 1:
+        raise UserError(f"--top {args.top} is too small; explain at least 1 class")
+    if args.output.suffix.lower() != ".png":
+        raise UserError(f"--output {args.output}: the picture is a PNG, name it so")
+    pictures = [read_image(path) for path in args.images]
+    model, processor = load_classifier(args.model, args.device)
+    make_rows, edge = METHODS[args.method]
+    sheet = []
+    for image in tqdm(pictures, desc="images", unit="image", disable=len(pictures) == 1):
+        try:
+            pixel_values = processor(image, return_tensors="pt")["pixel_values"].to(model.device, model.dtype)
+        except ValueError as error:  # such as a wrong number of channels
+            raise UserError(str(error)) from error
+        picture = to_picture(pixel_values[0], processor.image_mean, processor.image_std)
+        sheet += make_rows(model, pixel_values, picture, args)
+    contact_sheet(sheet, args.output, edge)
+    print(args.output)

@@ -1,0 +1,115 @@
+"""
+Measure an image classifier on a data set: accuracy, top-5 accuracy, calibration, and what it confuses.
+
+The output folder gets evaluation.json, which a model card is made from, confusion.png and per_class.csv.
+
+examples:
+  vit-family evaluate --model outputs/digits --dataset digits
+  vit-family evaluate --model outputs/deit --dataset photos --eval_split val --output results
+  vit-family evaluate --model google/vit-base-patch16-224 --dataset ILSVRC/imagenet-1k --real_labels real.json
+"""
+
+import argparse
+import csv
+import io
+import shlex
+import sys
+import time
+from pathlib import Path
+
+from torch.utils.data import DataLoader
+
+from ..cards import Evaluation
+from ..data import DataConfig, load_evaluation
+from ..errors import UserError
+from ..evaluation import evaluate_model, read_valid_labels
+from ..files import write_text
+from ..plots import plot_confusion
+from ..versions import library_versions
+from .predict import load_classifier
+
+# Fields of DataConfig that say what is evaluated on; the others concern training.
+DATA_FIELDS = (
+    "dataset",
+    "dataset_config_name",
+    "eval_split",
+    "image_column",
+    "label_column",
+    "max_eval_samples",
+    "num_workers",
+    "cache_megabytes",
+    "on_bad_image",
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", required=True, metavar="FOLDER_OR_HUB_ID", help="an image classifier")
+    fields = DataConfig.__dataclass_fields__
+    for name in DATA_FIELDS:
+        default = fields[name].default
+        parser.add_argument(
+            f"--{name}",
+            type=type(default) if default is not None else int if name == "max_eval_samples" else str,
+            default=default,
+            required=name == "dataset",
+            help=fields[name].metadata["help"],
+        )
+    parser.add_argument(
+        "--eval_fraction",
+        type=float,
+        help="of data without a split for evaluation, the part that training with this fraction held out (default: all)",
+    )
+    parser.add_argument("--batch_size", type=int, default=64, help="images at a time (default: 64)")
+    parser.add_argument("--real_labels", metavar="JSON", help="list of the valid labels of each image (ImageNet-ReaL)")
+    parser.add_argument("--output", type=Path, help="folder for the results (default: the model's, if it is one)")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: cpu)")
+
+
+def _per_class_csv(labels: list[str], confusion, accuracies) -> str:
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(("class", "images", "accuracy"))
+    for label, images, accuracy in zip(labels, confusion.sum(1), accuracies, strict=True):
+        table.writerow((label, int(images), f"{accuracy:.6f}" if images else ""))
+    return text.getvalue()
+
+
+def run(args: argparse.Namespace) -> None:
+    if args.eval_fraction is not None and not 0 < args.eval_fraction < 1:
+        raise UserError(f"--eval_fraction {args.eval_fraction} must lie between 0 and 1")
+    if args.batch_size < 1:
+        raise UserError(f"--batch_size {args.batch_size} must be at least 1")
+    config = DataConfig(**{name: getattr(args, name) for name in DATA_FIELDS})
+    output = args.output or Path(args.model)
+    if args.output is None and not output.is_dir():
+        raise UserError("name an --output folder: the model is on the Hub")
+    model, processor = load_classifier(args.model, args.device)
+    labels = [model.config.id2label[i] for i in range(model.config.num_labels)]
+    images, split, bad_images = load_evaluation(config, processor, labels, args.eval_fraction)
+    valid = None
+    if args.real_labels:
+        valid = read_valid_labels(args.real_labels, [images.store.name(i) for i in range(len(images))])
+    began = time.monotonic()
+    loader = DataLoader(images, batch_size=args.batch_size, num_workers=config.num_workers)
+    results = evaluate_model(model, loader, valid_labels=valid)
+    confusion, accuracies = results.pop("confusion"), results.pop("per_class_accuracy")
+    plot_confusion(confusion, labels, output / "confusion.png")
+    write_text(output / "per_class.csv", _per_class_csv(labels, confusion, accuracies))
+    Evaluation(
+        dataset=config.dataset,
+        split=split,
+        num_images=int(confusion.sum()),
+        metrics=results,
+        command=shlex.join(["vit-family", *sys.argv[1:]]),
+        versions=library_versions(),
+        seed=None,
+        parameters=model.num_parameters(),
+        image_size=list(images.transform.size),
+        wall_seconds=round(time.monotonic() - began, 1),
+    ).write(output)
+    for line in bad_images:
+        print(line, file=sys.stderr)
+    print(f"{int(confusion.sum())} images of {config.dataset} ({split}), {len(bad_images)} unreadable ones left out")
+    for name, value in results.items():
+        print(f"  {name:<20} {value:.4f}")
+    print(f"written: {output}/evaluation.json, confusion.png, per_class.csv")
