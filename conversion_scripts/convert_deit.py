@@ -4,18 +4,21 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
-from transformers import DeiTConfig, PreTrainedConfig, ViTConfig
+from transformers import DeiTConfig, PreTrainedModel, ViTConfig
 
 from ..conversion import Layout, Published, Source, fields_from_kwargs, make_config
 from ..modeling.configuration_deit import VitfDeitConfig
 from ..rules import Rule
 from .convert_vit import (
     FACEBOOK,
+    FACEBOOK_COMMIT,
     FACEBOOK_LICENSE,
     FACEBOOK_README,
     TIMM_FIXED,
     TIMM_KWARGS,
     TRANSFORMERS_NAMES,
+    has_head,
+    timm_native_fields,
     timm_rules,
     timm_shapes,
     transformers_fields,
@@ -23,7 +26,7 @@ from .convert_vit import (
     transformers_rules,
 )
 
-SOURCE = Source("facebookresearch/deit", "7e160fe43f0252d17191b71cbb5826254114ea5b", "models.py", "apache-2.0")
+SOURCE = Source("facebookresearch/deit", FACEBOOK_COMMIT, "models.py", "apache-2.0")
 
 
 def rules(config: VitfDeitConfig) -> list[Rule]:
@@ -77,13 +80,18 @@ def transformers_config(
     return make_config(VitfDeitConfig, known, {"distilled": distilled}, **overrides)
 
 
-def _native_config(config: VitfDeitConfig, has_head: bool) -> PreTrainedConfig:
-    fields = transformers_native_fields(config)
-    if config.distilled:
-        return DeiTConfig(
-            **fields, architectures=["DeiTForImageClassificationWithTeacher" if has_head else "DeiTModel"]
-        )
-    return ViTConfig(**fields, architectures=["ViTForImageClassification" if has_head else "ViTModel"])
+def _transformers_native(model: PreTrainedModel) -> dict[str, Any]:
+    fields = transformers_native_fields(model.config)
+    if model.config.distilled:
+        classes, config_class = ("DeiTModel", "DeiTForImageClassificationWithTeacher"), DeiTConfig
+    else:
+        classes, config_class = ("ViTModel", "ViTForImageClassification"), ViTConfig
+    return config_class(**fields, architectures=[classes[has_head(model)]]).to_diff_dict()
+
+
+def _timm_native(model: PreTrainedModel) -> dict[str, Any]:
+    name = "deit_base_distilled_patch16_224" if model.config.distilled else "deit_base_patch16_224"
+    return {"architecture": name, "model_args": timm_native_fields(model)}
 
 
 _TIMM = {
@@ -94,7 +102,7 @@ _TIMM = {
 }
 LAYOUTS = {
     "original": Layout(**_TIMM, suffix=".pth", wrapper="model"),
-    "timm": Layout(**_TIMM),
+    "timm": Layout(**_TIMM, native_config=_timm_native),
     **{
         name: Layout(
             rules=_transformers_rules(names),
@@ -106,7 +114,7 @@ LAYOUTS = {
             ),
             prefix="deit.",
             holds={"distilled": (True,)},
-            native_config=_native_config,
+            native_config=_transformers_native,
         )
         for name, names in TRANSFORMERS_NAMES.items()
     },
@@ -118,7 +126,7 @@ LAYOUTS = {
             forbids=("embeddings.distillation_token",),
             prefix="vit.",
             holds={"distilled": (False,)},
-            native_config=_native_config,
+            native_config=_transformers_native,
         )
         for name, names in TRANSFORMERS_NAMES.items()
     },

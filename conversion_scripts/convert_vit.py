@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
-from transformers import ViTConfig
+from transformers import PreTrainedModel, ViTConfig
 
 from ..conversion import (
     Layout,
@@ -30,6 +30,9 @@ SOURCE = Source(
     "vit_jax/models_vit.py",
     "apache-2.0",
 )
+
+# Of DeiT III, and of DeiT.
+FACEBOOK_COMMIT = "7e160fe43f0252d17191b71cbb5826254114ea5b"
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The original: flax parameters. Published files number the modules of a block in one sequence ("pre-linen"); big_vision
@@ -194,8 +197,6 @@ def _timm_vit_rules(config: VitfVitConfig, layer_scale: str) -> list[Rule]:
     rules = [rule for rule in timm_rules(config) if not absent.intersection(rule.sources)]
     if config.num_register_tokens:
         rules.append(Rule("reg_token", "embeddings.register_tokens"))
-    if config.representation_size is not None:
-        rules.append(Rule("pre_logits.fc.*", "pre_logits.*"))
     if config.layer_scale_init_value is not None:
         rules += [Rule("blocks.{i}." + layer_scale.format(n=n), f"layers.{{i}}.layer_scale{n}.weight") for n in (1, 2)]
     return rules
@@ -236,6 +237,17 @@ def timm_shapes(state_dict: Mapping[str, Tensor], num_prefix_rows: tuple[int, ..
     return known
 
 
+# Activation to timm's name of it.
+_TIMM_ACTIVATIONS = {"gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh"}
+
+
+def _timm_activation(name: str | None) -> dict[str, str]:
+    names = {theirs: ours for ours, theirs in _TIMM_ACTIVATIONS.items()}
+    if name is not None and name not in names:
+        raise ConversionError(f"original argument act_layer={name!r} is not supported, only {list(names)}", "act_layer")
+    return {} if name is None else {"hidden_act": names[name]}
+
+
 # Arguments of timm's constructors, 0.3.2 as in DeiT and 1.0, and of models_v2.py.
 TIMM_KWARGS = {
     "img_size": "image_size",
@@ -251,6 +263,7 @@ TIMM_KWARGS = {
     "attn_drop_rate": "attention_probs_dropout_prob",
     "drop_path_rate": "drop_path_rate",
     "norm_layer": layer_norm_eps,
+    "act_layer": _timm_activation,
 }
 TIMM_FIXED = {"qk_scale": (None,), "hybrid_backbone": (None,)}
 
@@ -282,6 +295,7 @@ def deit3_config(kwargs: Mapping[str, Any], state_dict: Mapping[str, Tensor], **
         "mlp_ratio_clstk": ignored,  # of class attention blocks, which these models do not have
     }
     known = {**timm_shapes(state_dict, (0,)), **_DEIT3, "layer_scale_init_value": 1e-4}
+    del names["act_layer"]  # a class here
     given = fields_from_kwargs(kwargs, names, _DEIT3_FIXED)
     return make_config(VitfVitConfig, known, given, ask_for=("image_size", "num_attention_heads"), **overrides)
 
@@ -298,8 +312,6 @@ def timm_config(kwargs: Mapping[str, Any], state_dict: Mapping[str, Tensor], **o
         known |= {"use_cls_token": False, "pooling": "mean"}
     if "reg_token" in state_dict:
         known["num_register_tokens"] = shape_of("reg_token", state_dict, 3)[1]
-    if "pre_logits.fc.weight" in state_dict:
-        known["representation_size"] = shape_of("pre_logits.fc.weight", state_dict, 2)[0]
     names = {
         **TIMM_KWARGS,
         "class_token": "use_cls_token",
@@ -417,30 +429,78 @@ def transformers_config(kwargs: Mapping[str, Any], state_dict: Mapping[str, Tens
     return make_config(VitfVitConfig, known, **overrides)
 
 
-def transformers_native_fields(config: VitfVitConfig) -> dict[str, Any]:
+def has_head(model: PreTrainedModel) -> bool:
+    """Whether it is more than the encoder."""
+    return model.base_model is not model
+
+
+def one_or_two(size: Any) -> int | list[int]:
+    """A size as one number where height and width are equal."""
+    height, width = pair(size)
+    return height if height == width else [height, width]
+
+
+def transformers_native_fields(config) -> dict[str, Any]:
     """The fields of `TRANSFORMERS_FIELDS` and the labels, for transformers' own configuration."""
-    fields = {name: getattr(config, name) for name in TRANSFORMERS_FIELDS}
-    height, width = pair(config.image_size)
-    fields["image_size"] = height if height == width else (height, width)
-    rows, columns = pair(config.patch_size)
-    fields["patch_size"] = rows if rows == columns else (rows, columns)
-    return fields | {
+    return {
+        **{name: getattr(config, name) for name in TRANSFORMERS_FIELDS},
+        "image_size": one_or_two(config.image_size),
+        "patch_size": one_or_two(config.patch_size),
         "intermediate_size": round(config.mlp_ratio * config.hidden_size),
         "id2label": config.id2label,
         "label2id": config.label2id,
     }
 
 
-def _native_config(config: VitfVitConfig, has_head: bool) -> ViTConfig:
-    if has_head and config.representation_size is not None:
+def _transformers_native(model: PreTrainedModel) -> dict[str, Any]:
+    config = model.config
+    if has_head(model) and config.representation_size is not None:
         raise ConversionError(
             "transformers' ViTForImageClassification has no layer before its head (representation_size)"
         )
     return ViTConfig(
         **transformers_native_fields(config),
         pooler_output_size=config.representation_size or config.hidden_size,
-        architectures=["ViTForImageClassification" if has_head else "ViTModel"],
-    )
+        architectures=["ViTForImageClassification" if has_head(model) else "ViTModel"],
+    ).to_diff_dict()
+
+
+def timm_native_fields(model: PreTrainedModel) -> dict[str, Any]:
+    """The arguments of timm 1.0's VisionTransformer that ViT and DeiT have in common."""
+    config = model.config
+    if config.hidden_act not in _TIMM_ACTIVATIONS or config.layer_norm_eps != 1e-6:
+        raise ConversionError(
+            f"timm's config.json cannot say hidden_act={config.hidden_act!r} with layer_norm_eps={config.layer_norm_eps}, "
+            f"only {' or '.join(_TIMM_ACTIVATIONS)} with 1e-06; convert with --set to change them"
+        )
+    return {
+        "img_size": one_or_two(config.image_size),
+        "patch_size": one_or_two(config.patch_size),
+        "in_chans": config.num_channels,
+        "num_classes": config.num_labels if has_head(model) else 0,
+        "embed_dim": config.hidden_size,
+        "depth": config.num_hidden_layers,
+        "num_heads": config.num_attention_heads,
+        "mlp_ratio": config.mlp_ratio,
+        "qkv_bias": config.qkv_bias,
+        "act_layer": _TIMM_ACTIVATIONS[config.hidden_act],
+    }
+
+
+def _timm_native(model: PreTrainedModel) -> dict[str, Any]:
+    config = model.config
+    return {
+        "architecture": "vit_base_patch16_224" if config.layer_scale_init_value is None else "deit3_base_patch16_224",
+        "model_args": {
+            **timm_native_fields(model),
+            "class_token": config.use_cls_token,
+            "reg_tokens": config.num_register_tokens,
+            "no_embed_class": not config.prefix_position_embeddings,
+            "global_pool": {"cls": "token", "mean": "avg"}[config.pooling],
+            "fc_norm": False,
+            "init_values": config.layer_scale_init_value,
+        },
+    }
 
 
 _PLAIN_POSITIONS = {"position_embedding_type": ("learned",), "num_register_tokens": (0,)}
@@ -479,6 +539,7 @@ LAYOUTS = {
         forbids=("blocks_token_only.{i}.*", "rel_pos_bias.*"),
         suffix=".pth",
         wrapper="model",
+        source=Source("facebookresearch/deit", FACEBOOK_COMMIT, "models_v2.py", "apache-2.0"),
         holds={
             **_PLAIN_POSITIONS,
             "prefix_position_embeddings": (False,),
@@ -492,7 +553,8 @@ LAYOUTS = {
         config=timm_config,
         requires=("patch_embed.proj.weight", "blocks.{i}.attn.qkv.weight", "pos_embed"),
         forbids=("dist_token", "blocks.{i}.gamma_1", "fc_norm.*"),
-        holds={"position_embedding_type": ("learned",)},
+        holds={"position_embedding_type": ("learned",), "representation_size": (None,)},
+        native_config=_timm_native,
     ),
     **{
         name: Layout(
@@ -505,7 +567,7 @@ LAYOUTS = {
             forbids=("embeddings.distillation_token",),
             prefix="vit.",
             holds=_TRANSFORMERS_HOLDS,
-            native_config=_native_config,
+            native_config=_transformers_native,
         )
         for name, names in TRANSFORMERS_NAMES.items()
     },

@@ -4,6 +4,7 @@ A conversion script (`conversion_scripts/convert_<architecture>.py`) declares it
 [`rules.Rule`]s, which reads a checkpoint and, inverted, writes it back. Everything else is here.
 """
 
+import importlib.util
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -76,7 +77,8 @@ class Layout:
         wrapper: Key under which a written `.pth` keeps the state dict, `""` for none.
         prefix: Prefix of the encoder's keys in a model with a head, as `"vit."`.
         holds: Field of the configuration to the values that the layout can express; other fields are free.
-        native_config: `native_config(config, has_head)` to the transformers configuration written next to the weights.
+        native_config: From a model to the content of the config.json that its own library reads.
+        source: Where its code stands, if not in the script's `SOURCE`.
     """
 
     rules: Callable[[VitfConfig], list[Rule]]
@@ -87,7 +89,8 @@ class Layout:
     wrapper: str = ""
     prefix: str = ""
     holds: Mapping[str, tuple] = field(default_factory=dict)
-    native_config: Callable[[VitfConfig, bool], Any] | None = None
+    native_config: Callable[[PreTrainedModel], dict[str, Any]] | None = None
+    source: Source | None = None
 
     def misfit(self, config: VitfConfig) -> str | None:
         """Why it cannot hold a model of this configuration, or `None` if it can."""
@@ -236,8 +239,13 @@ def _strip(keys: Iterable[str], prefix: str) -> dict[str, str]:
     return {key.removeprefix(prefix): key for key in keys}
 
 
+def _has_script(architecture: Architecture) -> bool:
+    """Whether there is a conversion script: an architecture without published weights needs none."""
+    return importlib.util.find_spec(f"{__package__}.conversion_scripts.convert_{architecture.name}") is not None
+
+
 def _candidates(architecture: Architecture | None) -> list[_Candidate]:
-    architectures = [architecture] if architecture else ARCHITECTURES.values()
+    architectures = [architecture] if architecture else [a for a in ARCHITECTURES.values() if _has_script(a)]
     return [_Candidate(a, name, layout) for a in architectures for name, layout in a.conversion.LAYOUTS.items()]
 
 
@@ -407,7 +415,7 @@ def convert_checkpoint(
         file = CheckpointFile(as_tensors(checkpoint))
     else:
         file = checkpoint if isinstance(checkpoint, CheckpointFile) else read_checkpoint(checkpoint)
-    chosen = get_architecture(architecture) if architecture else _hinted_architecture(file.variant_hint)
+    chosen = _named_architecture(architecture) if architecture else _hinted_architecture(file)
     first, *others = recognize(file.state_dict, chosen, layout)
     kwargs = file.kwargs if original_kwargs is None else original_kwargs
     config = first.layout.config(kwargs, _without_prefix(file.state_dict, first.layout.prefix), **config_overrides)
@@ -437,9 +445,21 @@ def _without_prefix(state_dict: Mapping[str, Tensor], prefix: str) -> dict[str, 
     return {key.removeprefix(prefix): tensor for key, tensor in state_dict.items()}
 
 
-def _hinted_architecture(name: str) -> Architecture | None:
-    """The architecture of the longest variant name that `name` (a file name or timm's architecture) begins with."""
-    variants = [v for a in ARCHITECTURES.values() for v in a.config_class.VARIANTS if name.startswith(v)]
+def _named_architecture(name: str) -> Architecture:
+    try:
+        return get_architecture(name)
+    except ValueError as error:
+        raise ConversionError(str(error)) from error
+
+
+def _hinted_architecture(file: CheckpointFile) -> Architecture | None:
+    """
+    What the config.json says (transformers' model type, timm's architecture), or the longest variant name that the file's
+    name begins with.
+    """
+    if file.metadata.get("model_type") in ARCHITECTURES:
+        return ARCHITECTURES[file.metadata["model_type"]]
+    variants = [v for a in ARCHITECTURES.values() for v in a.config_class.VARIANTS if file.variant_hint.startswith(v)]
     return find_variant(max(variants, key=len)) if variants else None
 
 
@@ -470,6 +490,14 @@ def find_layout(architecture: Architecture, config: VitfConfig, layout: str) -> 
         if each.misfit(config) is None:
             return name, each
     raise ConversionError(f"layout {layout!r} cannot hold this model: {next(iter(named.values())).misfit(config)}")
+
+
+def original_source(architecture: Architecture, config: VitfConfig) -> Source:
+    """Where the original code of a model with this configuration stands."""
+    for name, layout in architecture.conversion.LAYOUTS.items():
+        if name.startswith("original") and layout.misfit(config) is None:
+            return layout.source or architecture.conversion.SOURCE
+    return architecture.conversion.SOURCE
 
 
 def export_checkpoint(model: PreTrainedModel, layout: str = "original") -> dict[str, Tensor]:
