@@ -2,7 +2,7 @@
 
 from transformers.image_processing_backends import TorchvisionBackend
 
-from .image_processing_pil_vitf import VitfImageProcessorMixin
+from .image_processing_pil_vitf import VitfImageProcessorKwargs, VitfImageProcessorMixin
 
 
 class VitfImageProcessor(VitfImageProcessorMixin, TorchvisionBackend):
@@ -11,6 +11,9 @@ class VitfImageProcessor(VitfImageProcessorMixin, TorchvisionBackend):
     resizes, which differs from Pillow by rounding: 1/255, and 2/255 in about one sample of a million enlarged by bicubic
     interpolation. `device` says where images are processed.
     """
+
+    # transformers looks for the class of the keyword arguments in the processor's own module
+    valid_kwargs = VitfImageProcessorKwargs
 
 
 __all__ = ["VitfImageProcessor"]
