@@ -32,14 +32,17 @@ follows. The licence of the weights is the one that README.md names.
 
 # What a call to the Hub may raise: the errors of its HTTP client (httpx or httpx2, by the version of huggingface_hub), those
 # of files and sockets, and RuntimeError around a failed upload.
-HUB_ERRORS = (HfHubHTTPError.__base__, OSError, RuntimeError)
+HUB_ERRORS = (*HfHubHTTPError.__bases__, OSError, RuntimeError)
 
 # Files of an earlier push that transformers would find next to the new ones, or prefer to them.
 REPLACED = ["*.py", "*.safetensors", "*.safetensors.index.json", "pytorch_model*"]
 
 
 class PublishError(UserError):
-    """A folder that cannot be published, or a push that was refused."""
+    """A folder that cannot be published, or a push that was refused. The message is one line, whatever it quotes."""
+
+    def __init__(self, message: str):
+        super().__init__(" ".join(message.split()))
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """What users do with a Hub, run as scripts in processes of their own: an endpoint is read when a library is imported.
 
-hub_client.py command JOBS RESULT          runs `vit-family` with each job's arguments
-hub_client.py load remote|registered JOBS RESULT   loads every class of each job's repository, and saves and pushes it again
+hub_client.py publish JOBS RESULT                  runs `vit-family` with each job's arguments, or pushes a staged folder
+hub_client.py load remote|registered JOBS RESULT   loads every class of each job's repository, saves and pushes it again
 """
 
 import contextlib
@@ -12,15 +12,28 @@ import sys
 from pathlib import Path
 
 
-def command(jobs: list[dict]) -> list[dict]:
-    """For each job, `{"argv": [...], "without": [names of environment variables]}`: exit code and output."""
+def publish(jobs: list[dict]) -> list[dict]:
+    """
+    Exit code and output for each job: `{"argv": [...], "without": [names of environment variables]}` for the command, or
+    `{"push": arguments}` for a push alone, since the command's verification takes seconds.
+    """
     from vit_family_launcher import main
+
+    from hf_vit_family.publish import PublishError, push
 
     results = []
     for job in jobs:
         kept = {name: os.environ.pop(name) for name in job.get("without", [])}
         with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
-            code = main(job["argv"])
+            if "argv" in job:
+                code = main(job["argv"])
+            else:
+                try:
+                    print(push(**job["push"]))
+                    code = 0
+                except PublishError as error:
+                    print(error, file=sys.stderr)
+                    code = 2
         os.environ.update(kept)
         results.append({"code": code, "stdout": out.getvalue(), "stderr": err.getvalue()})
     return results
@@ -66,11 +79,12 @@ def load(trust_remote_code: bool, jobs: list[dict], folder: Path) -> None:
             outputs[f"processor.{backend}"] = processor(image, return_tensors="pt")["pixel_values"]
         seen["pipeline"] = pipeline("image-classification", model=source, **trust)(image)
         classifier = transformers.AutoModelForImageClassification.from_pretrained(source, **trust)
-        classifier.save_pretrained(folder / case)
+        # Both ways to push: while saving, and from a temporary folder.
+        push = {} if os.path.isdir(source) else {"push_to_hub": True, "repo_id": f"{source}-again"}
+        classifier.save_pretrained(folder / case, **push)
         processor.save_pretrained(folder / case)
         AutoConfig.from_pretrained(source, **trust).save_pretrained(folder / f"{case}-config")
-        if not os.path.isdir(source):
-            classifier.push_to_hub(f"{source}-again")
+        if push:
             processor.push_to_hub(f"{source}-again")
         save_file(outputs, folder / f"{case}.safetensors")
         (folder / f"{case}.json").write_text(json.dumps(seen))
@@ -79,7 +93,7 @@ def load(trust_remote_code: bool, jobs: list[dict], folder: Path) -> None:
 if __name__ == "__main__":
     action, *mode, jobs, result = sys.argv[1:]
     jobs = json.loads(Path(jobs).read_text())
-    if action == "command":
-        Path(result).write_text(json.dumps(command(jobs)))
+    if action == "publish":
+        Path(result).write_text(json.dumps(publish(jobs)))
     else:
         load(mode == ["remote"], jobs, Path(result))

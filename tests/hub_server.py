@@ -40,7 +40,8 @@ class HubServer(ThreadingHTTPServer):
     """
     The server; `with HubServer() as hub` runs it in a thread.
 
-    `repositories` maps ids to [`Repository`]; `environment` holds what a client process needs to talk to it.
+    `repositories` maps ids to [`Repository`]; `environment` holds what a client process needs to talk to it. The owner
+    "forbidden" may not be written to, and for the owner "broken" the connection ends without an answer.
     """
 
     daemon_threads = True
@@ -142,6 +143,9 @@ class Handler(BaseHTTPRequestHandler):
             raise Refused(401, "Unauthorized")
         request = json.loads(body)
         owner = request.get("organization") or "someone"
+        if owner == "broken":
+            self.close_connection = True  # and no answer
+            return
         if owner == "forbidden":
             raise Refused(403, "Forbidden")
         name = f"{owner}/{request['name']}"
