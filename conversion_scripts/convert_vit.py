@@ -307,7 +307,11 @@ def timm_config(kwargs: Mapping[str, Any], state_dict: Mapping[str, Tensor], **o
         known |= {**_DEIT3, "layer_scale_init_value": 1e-4}
     if "cls_token" in state_dict:
         rows = shape_of("pos_embed", state_dict, 3)[1]
-        known["prefix_position_embeddings"] = square_image(rows, 1) is None
+        if (image := overrides.get("image_size", kwargs.get("img_size"))) is None:
+            known["prefix_position_embeddings"] = square_image(rows, 1) is None
+        else:
+            height, width = (edge // patch for edge, patch in zip(pair(image), known["patch_size"], strict=True))
+            known["prefix_position_embeddings"] = rows > height * width
     else:
         known |= {"use_cls_token": False, "pooling": "mean"}
     if "reg_token" in state_dict:
@@ -409,7 +413,7 @@ def transformers_fields(metadata: Mapping[str, Any], state_dict: Mapping[str, Te
         fields["num_labels"] = shape_of(f"{head}.weight", state_dict, 2)[0]
     labels = metadata.get("id2label") or {}
     if labels and len(labels) == fields.get("num_labels", len(labels)):
-        del fields["num_labels"]
+        fields.pop("num_labels", None)  # the labels say how many there are
         fields["id2label"] = {int(index): label for index, label in labels.items()}
         fields["label2id"] = {label: index for index, label in fields["id2label"].items()}
     return fields

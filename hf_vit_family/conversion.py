@@ -8,6 +8,7 @@ import importlib.util
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from dataclasses import fields as dataclass_fields
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +176,9 @@ def make_config(
         ConversionError: if a field of `ask_for` stays unknown, or a value does not fit.
     """
     known = {name: value for part in (*fields, overrides) for name, value in part.items()}
+    valid = {each.name for each in dataclass_fields(config_class) if not each.name.startswith("_")} | {"num_labels"}
+    for name in known.keys() - valid:
+        raise ConversionError(f"{config_class.__name__}: {unknown_name_message('field', name, valid)}", name)
     try:
         for name in ask_for:
             if name not in known:

@@ -1,0 +1,532 @@
+"""Conversion: rules, recognition, and agreement with timm, transformers and the originals' way of resizing positions."""
+
+import json
+
+import golden
+import numpy as np
+import pytest
+import timm
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from test_goldens import CASES, convert
+from torch.nn import functional
+from vit_family_launcher import main
+
+from hf_vit_family import ARCHITECTURES
+from hf_vit_family.conversion import (
+    ConversionError,
+    convert_checkpoint,
+    export_checkpoint,
+    find_layout,
+    make_config,
+    recognize,
+)
+from hf_vit_family.modeling.configuration_deit import VitfDeitConfig
+from hf_vit_family.modeling.embeddings import resize_positions
+from hf_vit_family.parity import compare, compare_models
+from hf_vit_family.rules import (
+    Concatenate,
+    Constant,
+    Derived,
+    InsertZeros,
+    Pattern,
+    Permute,
+    Reshape,
+    Rule,
+    make_plan,
+    run_plan,
+)
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Rules
+
+
+@pytest.mark.parametrize(
+    ("pattern", "key", "values"),
+    [
+        ("blocks.{i}.norm1.*", "blocks.11.norm1.bias", {"i": 11, "*": "bias"}),
+        ("block{s+1}.{i}.x", "block3.0.x", {"s": 2, "i": 0}),
+        ("a/{i}/b_{i}", "a/4/b_4", {"i": 4}),
+        ("norm.*", "norm.running_mean", {"*": "running_mean"}),
+    ],
+)
+def test_pattern_matches_and_writes_back(pattern, key, values):
+    assert Pattern(pattern).match(key) == values
+    assert Pattern(pattern).format(values) == key
+
+
+@pytest.mark.parametrize(
+    ("pattern", "key"),
+    [
+        ("a/{i}/b_{i}", "a/4/b_5"),
+        ("block{s+1}.x", "block0.x"),
+        ("b.{i}", "b.01"),
+        ("norm.*", "norm.a.b"),
+        ("n.w", "nxw"),
+    ],
+)
+def test_pattern_refuses(pattern, key):
+    assert Pattern(pattern).match(key) is None
+
+
+def _round_trip(rules, state_dict):
+    there = run_plan(make_plan(state_dict, rules), state_dict)
+    return there, run_plan(make_plan(there, [rule.inverse for rule in rules]), there)
+
+
+@pytest.mark.parametrize(
+    ("rule", "shapes", "targets"),
+    [
+        (Rule("s{s+1}.{i}.*", "stages.{s}.layers.{i}.*"), {"s1.0.w": (2,), "s2.3.b": (3,)}, 2),
+        (Rule(("{i}.q", "{i}.k"), "{i}.qk", Concatenate(2)), {"0.q": (2, 3), "0.k": (2, 3)}, 1),
+        (Rule(("q", "kv"), "qkv", Concatenate((2, 4), dim=1)), {"q": (3, 2), "kv": (3, 4)}, 1),
+        (Rule("qk", ("q", "k"), Concatenate(2).inverse), {"qk": (4, 3)}, 2),
+        (Rule("k", "w", Reshape((2, 3, 4), (2, 12)), Permute(1, 0)), {"k": (2, 3, 4)}, 1),
+        (Rule("c", "conv", Permute(3, 2, 0, 1)), {"c": (1, 2, 3, 4)}, 1),
+        (Rule(("q", "v"), "qkv", InsertZeros(1), Concatenate(3)), {"q": (2,), "v": (2,)}, 1),
+    ],
+    ids=repr,
+)
+def test_rule_runs_both_ways(rule, shapes, targets):
+    state_dict = {key: torch.randn(shape) for key, shape in shapes.items()}
+    there, back = _round_trip([rule], state_dict)
+    assert len(there) == targets
+    assert back.keys() == state_dict.keys()
+    assert all(torch.equal(back[key], tensor) for key, tensor in state_dict.items())
+
+
+def test_derived_tensors_are_checked_left_out_and_made_anew():
+    def make(i):
+        return torch.arange(3) + i if i else None  # as a mask that the first layer does not have
+
+    rules = [Rule("{i}.w", "layers.{i}.w"), Derived("{i}.index", make, like="layers.{i}.w")]
+    state_dict = {"0.w": torch.zeros(1), "1.w": torch.ones(1), "1.index": torch.arange(3) + 1}
+    there, back = _round_trip(rules, state_dict)
+    assert there.keys() == {"layers.0.w", "layers.1.w"}
+    assert back.keys() == state_dict.keys()
+    assert torch.equal(back["1.index"], state_dict["1.index"])
+    with pytest.raises(ConversionError, match=r"1\.index.*differs"):
+        _round_trip(rules, {**state_dict, "1.index": torch.arange(3)})
+
+
+def test_constants_are_filled_in_and_left_out_when_writing_back():
+    rules = [Rule("{i}.w", "layers.{i}.w"), Constant("layers.{i}.b", lambda i: torch.zeros(2), like="{i}.w")]
+    state_dict = {"0.w": torch.ones(1)}
+    there, back = _round_trip(rules, state_dict)
+    assert torch.equal(there["layers.0.b"], torch.zeros(2))
+    assert back.keys() == state_dict.keys()
+    changed = {**there, "layers.0.b": torch.ones(2)}
+    plan = make_plan(changed, [rule.inverse for rule in rules])
+    with pytest.raises(ConversionError, match=r"layers\.0\.b"):
+        run_plan(plan, changed)
+
+
+@pytest.mark.parametrize(
+    ("rules", "keys", "message"),
+    [
+        ([Rule("a", "b")], ["a", "c"], "'c'"),
+        ([Rule("a.*", "b.*"), Rule("a.w", "c")], ["a.w"], "'a.w' is matched by"),
+        ([Rule(("q", "k"), "qk", Concatenate(2))], ["q"], "'k' is missing"),
+        ([Rule("a", "x"), Rule("b", "x")], ["a", "b"], "both become 'x'"),
+    ],
+)
+def test_plan_names_the_key_at_fault(rules, keys, message):
+    with pytest.raises(ConversionError, match=message):
+        make_plan(keys, rules)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Recognition and configuration
+
+
+@pytest.mark.parametrize(("folder", "name"), CASES)
+def test_architecture_and_layout_are_recognised_from_the_keys(folder, name):
+    case = golden.load(folder, name)
+    found = recognize(case.state_dict, None, None)[0]
+    assert (found.architecture.name, found.name) == {
+        "vit": ("vit", "original"),
+        "deit": ("deit", "original"),
+        "deit3": ("vit", "original_deit3"),
+    }[folder]
+
+
+@pytest.mark.parametrize(("folder", "name"), CASES)
+def test_every_layout_is_recognised_and_comes_back_bit_for_bit(folder, name):
+    model, _ = convert(golden.load(folder, name))
+    architecture = ARCHITECTURES[model.config.model_type.removeprefix("vitf_")]
+    metadata = transformers.ViTConfig(layer_norm_eps=1e-6, hidden_act=model.config.hidden_act).to_dict()
+    held = 0
+    for layout, each in architecture.conversion.LAYOUTS.items():
+        if each.misfit(model.config) is not None:
+            continue
+        held += 1
+        exported = export_checkpoint(model, layout)
+        found = [candidate.name for candidate in recognize(exported, architecture, None)]
+        assert layout in found
+        again = convert_checkpoint(
+            exported,
+            architecture.name,
+            {**metadata, **_shape_fields(model.config)} if layout.startswith("transformers") else {},
+            layout,
+            **{**_shape_fields(model.config), "hidden_act": model.config.hidden_act},
+        )[0]
+        assert type(again) is type(model)
+        for key, tensor in model.state_dict().items():
+            assert torch.equal(again.state_dict()[key], tensor), (layout, key)
+    assert held >= 2
+
+
+def _shape_fields(config):
+    names = ("image_size", "patch_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "mlp_ratio")
+    return {name: getattr(config, name) for name in names}
+
+
+def test_published_sizes_tell_the_number_of_heads():
+    config = make_config(VitfDeitConfig, {"hidden_size": 192}, ask_for=("num_attention_heads",))
+    assert config.num_attention_heads == 3
+
+
+def test_what_nothing_tells_is_asked_for_by_name():
+    state_dict = golden.load("deit", "plain").state_dict
+    with pytest.raises(ConversionError, match="num_attention_heads"):
+        convert_checkpoint(state_dict, "deit")
+    state_dict = golden.load("vit", "nonsquare").state_dict
+    with pytest.raises(ConversionError, match="image_size"):
+        convert_checkpoint(state_dict, "vit")
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"num_head": 3}, "did you mean 'num_heads'"),
+        ({"num_heads": 3, "qk_scale": 0.5}, "qk_scale=0.5"),
+        ({"num_heads": 3, "norm_layer": "BatchNorm"}, "norm_layer"),
+        ({"num_heads": 5}, "num_attention_heads"),
+        ({"num_heads": 3, "depth": 2}, "blocks.2"),
+    ],
+)
+def test_bad_original_arguments_are_named(kwargs, message):
+    with pytest.raises(ConversionError, match=message):
+        convert_checkpoint(golden.load("deit", "plain").state_dict, "deit", kwargs)
+
+
+def test_a_headless_checkpoint_becomes_the_base_model():
+    case = golden.load("vit", "plain")
+    headless = {key: tensor for key, tensor in case.state_dict.items() if not key.startswith("head/")}
+    model, report = convert_checkpoint(headless)
+    assert report.head == "Model"
+    whole, _ = convert(case)
+    pixel_values = case.inputs["pixel_values"]
+    with torch.no_grad():
+        expected = whole.vit(pixel_values).last_hidden_state
+        assert torch.equal(model(pixel_values).last_hidden_state, expected)
+    assert export_checkpoint(model).keys() == headless.keys()
+
+
+def test_linen_numbering_is_read_and_written():
+    case = golden.load("vit", "plain")
+    model, _ = convert(case)
+    linen = export_checkpoint(model, "original_linen")
+    assert "Transformer/encoderblock_0/MultiHeadDotProductAttention_0/query/kernel" in linen
+    again, report = convert_checkpoint(linen)
+    assert report.layout == "original_linen"
+    assert compare_models(again, model, tolerance=0).passed
+
+
+@pytest.mark.parametrize(
+    ("nesting", "prefix"), [(["model"], ""), (["state_dict"], "module."), (["state_dict_ema"], "")]
+)
+def test_nested_files_are_unwrapped(tmp_path, nesting, prefix):
+    case = golden.load("deit", "distilled")
+    content = {prefix + key: tensor for key, tensor in case.state_dict.items()}
+    torch.save({nesting[0]: content, "epoch": 3}, tmp_path / "file.pth")
+    model, report = convert_checkpoint(tmp_path / "file.pth", original_kwargs=case.kwargs)
+    assert (report.wrapper, report.key_prefix) == (nesting, prefix)
+    assert all(torch.equal(t, case.state_dict[key]) for key, t in export_checkpoint(model).items())
+
+
+def test_an_optimizer_around_flax_weights_is_left_out(tmp_path):
+    case = golden.load("vit", "plain")
+    arrays = {f"opt/target/{key}": tensor.numpy() for key, tensor in case.state_dict.items()}
+    np.savez(tmp_path / "file.npz", **arrays, **{"opt/state/step": np.asarray(7)})
+    _, report = convert_checkpoint(tmp_path / "file.npz")
+    assert (report.key_prefix, report.num_tensors) == ("opt/target/", len(case.state_dict))
+
+
+def test_half_precision_is_kept():
+    case = golden.load("deit", "distilled")
+    half = {key: tensor.to(torch.bfloat16) for key, tensor in case.state_dict.items()}
+    model, _ = convert_checkpoint(half, original_kwargs=case.kwargs)
+    assert model.dtype == model.config.dtype == torch.bfloat16
+    assert all(torch.equal(tensor, half[key]) for key, tensor in export_checkpoint(model).items())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The same weights in timm and in transformers
+
+
+def _randomise(model):
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.2)
+    return model.double().eval()
+
+
+_TIMM = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 4, "num_classes": 5}
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("vit_base_patch16_224", {}),
+        ("vit_base_patch16_224", {"reg_tokens": 3, "no_embed_class": True}),
+        ("vit_base_patch16_224", {"class_token": False, "global_pool": "avg", "fc_norm": False}),
+        ("vit_base_patch16_224", {"img_size": (32, 48), "qkv_bias": False, "act_layer": "gelu_tanh"}),
+        ("deit3_base_patch16_224", {}),
+        ("deit_base_patch16_224", {}),
+        ("deit_base_distilled_patch16_224", {}),
+    ],
+)
+def test_logits_equal_timms(name, arguments):
+    arguments = {**_TIMM, **arguments}
+    peer = _randomise(timm.create_model(name, **arguments))
+    architecture = "deit" if name.startswith("deit_") else "vit"
+    model, _ = convert_checkpoint(peer.state_dict(), architecture, arguments, layout="timm")
+    size = arguments["img_size"]
+    image = torch.randn(2, 3, *((size, size) if isinstance(size, int) else size), dtype=torch.float64)
+    with torch.no_grad():
+        assert compare({"logits": model(image).logits}, {"logits": peer(image)}, tolerance=1e-12).passed
+    exported = export_checkpoint(model, "timm")
+    peer.load_state_dict(exported, strict=True)
+    assert all(torch.equal(tensor, exported[key]) for key, tensor in peer.state_dict().items())
+
+
+_NATIVE = {
+    "image_size": 32,
+    "patch_size": 8,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "id2label": {0: "ant", 1: "bee", 2: "cat"},
+}
+
+
+@pytest.mark.parametrize("original_names", [True, False])
+@pytest.mark.parametrize(
+    "peer_class",
+    ["ViTForImageClassification", "ViTModel", "DeiTForImageClassificationWithTeacher"],
+)
+def test_outputs_equal_transformers(tmp_path, peer_class, original_names):
+    peer_class = getattr(transformers, peer_class)
+    peer = _randomise(peer_class(peer_class.config_class(**_NATIVE, hidden_act="gelu")))
+    peer.save_pretrained(tmp_path, save_original_format=original_names)
+    model, report = convert_checkpoint(tmp_path)
+    assert report.layout == ("transformers" if original_names else "transformers_5")
+    assert model.config.layer_norm_eps == 1e-12
+    assert model.config.id2label == _NATIVE["id2label"]
+    parity = compare_models(model, peer, tolerance=1e-12)
+    assert parity.passed, parity
+    assert "hidden_states.2" in parity.differences
+    assert parity.differences.keys() & {"logits", "pooler_output"}
+    stored = load_file(tmp_path / "model.safetensors")
+    exported = export_checkpoint(model, report.layout)
+    assert exported.keys() == stored.keys()
+    assert all(torch.equal(exported[key], tensor) for key, tensor in stored.items())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The command
+
+
+def _folder(tmp_path, folder, name):
+    """A golden case converted by the command, from the file type it is published in."""
+    case = golden.load(folder, name)
+    if folder == "vit":
+        path = tmp_path / f"{name}.npz"
+        np.savez(path, **{key: tensor.numpy() for key, tensor in case.state_dict.items()})
+    else:
+        path = tmp_path / f"{name}.pth"
+        torch.save({"model": case.state_dict}, path)
+    output = tmp_path / "ours"
+    assert main(["convert", str(path), "--output", str(output), "--kwargs", json.dumps(case.kwargs)]) == 0
+    return case, path, output
+
+
+@pytest.mark.parametrize(("folder", "name"), [("vit", "plain"), ("deit", "distilled"), ("deit3", "layer_scale")])
+def test_command_converts_a_file_and_writes_it_back(tmp_path, folder, name):
+    case, path, output = _folder(tmp_path, folder, name)
+    assert {file.name for file in output.iterdir()} == {
+        "config.json",
+        "conversion.json",
+        "model.safetensors",
+        "preprocessor_config.json",
+    }
+    facts = json.loads((output / "conversion.json").read_text())
+    assert facts["file"] == path.name
+    assert len(facts["sha256"]) == 64
+    assert facts["source"] == case.metadata["source"]
+    model = transformers.AutoModelForImageClassification.from_pretrained(output)
+    with torch.no_grad():
+        logits = model.double().eval()(case.inputs["pixel_values"].double()).logits
+    assert case.compare("logits", logits) < 1e-10
+    back = tmp_path / "back"
+    assert main(["convert", str(output), "--to", "original", "--output", str(back)]) == 0
+    (written,) = back.iterdir()
+    assert written.suffix == path.suffix
+    if folder == "vit":
+        content = {key: torch.from_numpy(array) for key, array in np.load(written).items()}
+    else:
+        content = torch.load(written, weights_only=True)["model"]
+    assert content.keys() == case.state_dict.keys()
+    assert all(torch.equal(content[key], tensor) for key, tensor in case.state_dict.items())
+
+
+@pytest.mark.parametrize(("folder", "name"), [("vit", "plain"), ("deit", "plain"), ("deit", "distilled")])
+def test_transformers_loads_what_is_written_for_it(tmp_path, folder, name):
+    case, _, output = _folder(tmp_path, folder, name)
+    native = tmp_path / "native"
+    assert main(["convert", str(output), "--to", "transformers", "--output", str(native)]) == 0
+    peer_class = transformers.ViTForImageClassification
+    if name == "distilled":
+        peer_class = transformers.DeiTForImageClassificationWithTeacher
+    peer, loading = peer_class.from_pretrained(native, output_loading_info=True)
+    assert not loading["missing_keys"]
+    assert not loading["unexpected_keys"]
+    with torch.no_grad():
+        logits = peer.double().eval()(case.inputs["pixel_values"].double()).logits
+    assert case.compare("logits", logits) < 1e-10
+
+
+def test_transformers_prepares_images_alike_from_what_is_written_for_it(tmp_path):
+    _, _, output = _folder(tmp_path, "deit", "distilled")
+    native = tmp_path / "native"
+    assert main(["convert", str(output), "--to", "transformers", "--output", str(native)]) == 0
+    ours = transformers.AutoImageProcessor.from_pretrained(output)
+    theirs = transformers.AutoImageProcessor.from_pretrained(native)
+    photo = torch.randint(0, 256, (3, 61, 47), dtype=torch.uint8)
+    a, b = (processor(photo, return_tensors="pt").pixel_values for processor in (ours, theirs))
+    assert a.shape == b.shape
+    torch.testing.assert_close(a, b, atol=2 / 255 / 0.22, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"), [("vit", "plain"), ("deit", "plain"), ("deit", "distilled"), ("deit3", "layer_scale")]
+)
+def test_timm_loads_what_is_written_for_it(tmp_path, folder, name):
+    case, _, output = _folder(tmp_path, folder, name)
+    native = tmp_path / "native"
+    assert main(["convert", str(output), "--to", "timm", "--output", str(native)]) == 0
+    peer = timm.create_model(f"local-dir:{native}", pretrained=True).double().eval()
+    with torch.no_grad():
+        assert case.compare("logits", peer(case.inputs["pixel_values"].double())) < 1e-10
+    again = tmp_path / "again"
+    assert main(["convert", str(native), "--output", str(again)]) == 0
+    for file in ("preprocessor_config.json", "model.safetensors"):
+        assert (again / file).read_bytes() == (output / file).read_bytes()
+
+
+def test_preprocessing_follows_the_config_next_to_the_weights(tmp_path):
+    peer = timm.create_model("vit_base_patch16_224", **_TIMM)
+    save_file(peer.state_dict(), tmp_path / "model.safetensors")
+    pretrained_cfg = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "crop_pct": 0.95, "interpolation": "bilinear"}
+    metadata = {"architecture": "vit_base_patch16_224", "model_args": _TIMM, "pretrained_cfg": pretrained_cfg}
+    (tmp_path / "config.json").write_text(json.dumps(metadata))
+    assert main(["convert", str(tmp_path), "--output", str(tmp_path / "out")]) == 0
+    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "out")
+    assert (processor.crop_pct, list(processor.image_mean)) == (0.95, [0.1, 0.2, 0.3])
+    assert (processor.resample, dict(processor.size)) == (2, {"height": 32, "width": 32})
+
+
+def test_output_that_is_not_empty_is_refused(tmp_path, capsys):
+    _, path, output = _folder(tmp_path, "deit", "distilled")
+    before = {file.name: file.read_bytes() for file in output.iterdir()}
+    assert main(["convert", str(path), "--output", str(output)]) == 2
+    assert str(output) in capsys.readouterr().err
+    assert {file.name: file.read_bytes() for file in output.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--kwargs", "{"], "--kwargs"),
+        (["--architecture", "deitt"], "did you mean 'deit'"),
+        (["--layout", "tim"], "did you mean 'timm'"),
+        (["--variant", "deit_tiny_patch16_225"], "did you mean 'deit_tiny_patch16_224'"),
+        (["--variant", "deit_tiny_patch16_224.fb_in2k"], "fb_in1k"),
+        (["--set", "num_attention_head=4"], "did you mean 'num_attention_heads'"),
+        (["--to", "original", "--layout", "timm"], "--layout does not go with --to"),
+        (["--to", "original"], "model folder"),
+    ],
+)
+def test_bad_options_are_one_clear_line(tmp_path, capsys, arguments, message):
+    torch.save(golden.load("deit", "distilled").state_dict, tmp_path / "file.pth")
+    source = tmp_path if "--to" in arguments else tmp_path / "file.pth"
+    assert main(["convert", str(source), "--output", str(tmp_path / "out"), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_layout_that_cannot_hold_the_model_says_why():
+    model, _ = convert(golden.load("deit3", "layer_scale"))
+    with pytest.raises(ConversionError, match="prefix_position_embeddings"):
+        export_checkpoint(model, "transformers")
+    with pytest.raises(ConversionError, match="did you mean"):
+        export_checkpoint(model, "tim")
+    assert find_layout(ARCHITECTURES["vit"], model.config, "original")[0] == "original_deit3"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Positions at another size
+
+
+@pytest.mark.parametrize(("old", "new"), [((7, 7), (12, 12)), ((12, 12), (7, 7)), ((4, 4), (24, 24))])
+def test_vit_positions_are_resized_as_the_original_does(old, new):
+    """scipy.ndimage.zoom(order=1), google-research/vision_transformer@c6de1e5 vit_jax/checkpoint.py."""
+    from scipy import ndimage
+
+    table = torch.randn(1, 1 + old[0] * old[1], 8, dtype=torch.float64)
+    zoom = (new[0] / old[0], new[1] / old[1], 1)
+    grid = ndimage.zoom(table[0, 1:].reshape(*old, 8).numpy(), zoom, order=1)
+    expected = torch.cat((table[:, :1], torch.from_numpy(grid).reshape(1, -1, 8)), dim=1)
+    torch.testing.assert_close(resize_positions(table, old, new, 1, "bilinear"), expected, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("prefix", [1, 2])
+@pytest.mark.parametrize(("old", "new"), [((14, 14), (24, 24)), ((7, 7), (5, 5))])
+def test_deit_positions_are_resized_as_the_original_does(old, new, prefix):
+    """torch's bicubic interpolation without aligned corners, facebookresearch/deit@7e160fe main.py."""
+    table = torch.randn(1, prefix + old[0] * old[1], 8, dtype=torch.float64)
+    grid = table[:, prefix:].reshape(-1, *old, 8).permute(0, 3, 1, 2)
+    grid = functional.interpolate(grid, size=new, mode="bicubic", align_corners=False)
+    expected = torch.cat((table[:, :prefix], grid.permute(0, 2, 3, 1).flatten(1, 2)), dim=1)
+    torch.testing.assert_close(resize_positions(table, old, new, prefix, "bicubic"), expected, atol=1e-12, rtol=0)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Parity
+
+
+def test_parity_finds_the_layer_that_differs():
+    model, _ = convert(golden.load("vit", "plain"))
+    other, _ = convert(golden.load("vit", "plain"))
+    assert compare_models(model, other, tolerance=0).passed
+    with torch.no_grad():
+        other.vit.layers[1].mlp.fc2.bias += 1e-2
+    parity = compare_models(model, other)
+    assert parity.first_difference == "hidden_states.2"
+    assert "hidden_states.2" in str(parity)
+    assert parity.max_difference > 1e-3
+
+
+def test_parity_does_not_pass_what_is_not_a_number():
+    value = torch.tensor([1.0])
+    assert not compare({"logits": torch.tensor([float("nan")])}, {"logits": value}).passed
+    with pytest.raises(ValueError, match="names"):
+        compare({"logits": value}, {"loss": value})
+    with pytest.raises(ValueError, match="shape"):
+        compare({"logits": value}, {"logits": torch.ones(2)})
