@@ -21,6 +21,7 @@ PREPROCESSING_KEYS = ("crop_pct", "image_mean", "image_std", "resample")
 _TRANSFORMERS_KEYS = frozenset(
     {
         *("model_type", "auto_map", "quantization_config", "custom_pipelines", "_commit_hash", "name_or_path"),
+        *("use_cache", "distributed_config", "fusion_config"),  # Trainer writes use_cache into every config
         *("num_labels", "torch_dtype", "output_attentions", "attn_implementation", "experts_implementation"),
         *("out_features", "out_indices", "stage_names"),
     }

@@ -758,6 +758,11 @@ def test_initialisation(case, tmp_path):
 # Configuration
 
 
+def settings(config) -> dict:
+    """All that a configuration says, without where it was read from."""
+    return {name: value for name, value in config.to_dict().items() if name != "_name_or_path"}
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES.values(), ids=list(ARCHITECTURES))
 def test_every_variant_is_valid(architecture, tmp_path):
     config_class = architecture.config_class
@@ -767,7 +772,7 @@ def test_every_variant_is_valid(architecture, tmp_path):
         config.save_pretrained(tmp_path)
         loaded = AutoConfig.from_pretrained(tmp_path)
         assert type(loaded) is config_class
-        assert loaded.to_dict() == config.to_dict(), name
+        assert settings(loaded) == settings(config), name
         assert config_class.from_variant(name, num_labels=7).num_labels == 7
         preprocessing = config_class.preprocessing(name)
         assert preprocessing["image_size"] == pair(config.image_size)
@@ -795,12 +800,13 @@ def test_config_refuses_what_it_does_not_know(case, tmp_path):
 
 @every_case
 def test_config_round_trip(case, tmp_path):
-    config = tiny_config(case, out_indices=[0, 1], id2label={0: "cat", 1: "dog"}, problem_type="regression")
+    labels = {i: f"label {i}" for i in range(TINY[case]["num_labels"])}
+    config = tiny_config(case, out_indices=[0, 1], id2label=labels, problem_type="regression")
     config.save_pretrained(tmp_path)
     loaded = AutoConfig.from_pretrained(tmp_path)
-    assert loaded.to_dict() == config.to_dict()
+    assert settings(loaded) == settings(config)
     assert loaded.out_features == config.stage_names[:2]
-    assert loaded.id2label == {0: "cat", 1: "dog"}
+    assert loaded.id2label == labels
     assert copy.deepcopy(config).to_dict() == config.to_dict()
     assert AutoConfig.from_pretrained(tmp_path, num_channels=1).num_channels == 1
     assert json.loads((tmp_path / "config.json").read_text())["model_type"] == architecture_of(case).model_type
