@@ -5,13 +5,12 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hub_server import Commit, Repository
 from models import tiny_model
 from PIL import Image
 from vit_family_launcher import main
@@ -116,56 +115,31 @@ def test_broken_model_folders(model, images, tmp_path, capsys):
     assert "model.safetensors" in refused(capsys, *command, model)
 
 
-class EmptyHub(BaseHTTPRequestHandler):
-    """A Hub with one repository, `some/model`, that has a configuration and no processor."""
-
-    def do_HEAD(self):
-        if self.path == "/some/model/resolve/main/config.json":
-            self.send_response(200)
-            for name, value in (("X-Repo-Commit", "a" * 40), ("ETag", '"b"'), ("Content-Length", "2")):
-                self.send_header(name, value)
-        else:
-            self.send_response(404)
-            known = self.path.startswith("/some/model/")
-            self.send_header("X-Error-Code", "EntryNotFound" if known else "RepoNotFound")
-        self.end_headers()
-
-    def do_GET(self):
-        self.do_HEAD()
-        self.wfile.write(b"{}")
-
-    def log_message(self, *args):
-        """Keeps the log out of the tests' output."""
-
-
-def test_hub_ids(images, tmp_path):
-    server = ThreadingHTTPServer(("127.0.0.1", 0), EmptyHub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+def test_hub_ids(hub, saved, images, tmp_path):
+    files = {path.name: path.read_bytes() for path in saved.iterdir()}
+    bare = {name: data for name, data in files.items() if name != "preprocessor_config.json"}
+    hub.repositories["some/model"] = Repository(False, [Commit("push", files)])
+    hub.repositories["some/bare"] = Repository(False, [Commit("push", bare)])
     code = """
 import sys
 import huggingface_hub
 from vit_family_launcher import main
-for model in ("some/model", "no/model"):
-    assert main(["predict", sys.argv[1], "--model", model]) == 2
+image = sys.argv[1]
+assert main(["predict", image, "--model", "some/model"]) == 0
+for model in ("some/bare", "no/model"):
+    assert main(["predict", image, "--model", model]) == 2
 huggingface_hub.constants.HF_HUB_OFFLINE = True
-assert main(["predict", sys.argv[1], "--model", "other/model"]) == 2
+assert main(["predict", image, "--model", "other/model"]) == 2
 """
-    settings = {
-        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
-        "HF_HOME": str(tmp_path),
-        "NO_PROXY": "127.0.0.1",
-    }
-    try:
-        done = subprocess.run(
-            [sys.executable, "-c", code, images[0]], env={**os.environ, **settings}, capture_output=True, text=True
-        )
-    finally:
-        server.shutdown()
-        server.server_close()
+    environment = {**os.environ, **hub.environment, "HF_HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code, images[0]], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    shown = done.stdout.splitlines()
+    assert shown[0] == images[0]
+    assert sorted(line.split()[1] for line in shown[1:]) == sorted(LABELS.values())
     lines = [line for line in done.stderr.splitlines() if line.startswith("vit-family predict: ")]
     assert len(lines) == 3
-    assert "some/model has no preprocessor_config.json" in lines[0]
+    assert "some/bare has no preprocessor_config.json" in lines[0]
     assert "no model on the Hub that you can read" in lines[1]
     assert "the Hub cannot be reached" in lines[2]
 
