@@ -16,6 +16,7 @@ from .convert_vit import (
     FACEBOOK_README,
     TIMM_FIXED,
     TIMM_KWARGS,
+    TIMM_OPEN,
     TRANSFORMERS_NAMES,
     has_head,
     timm_native_fields,
@@ -53,7 +54,7 @@ def config_from_original(
     distilled = "dist_token" in state_dict
     known = {**timm_shapes(state_dict, (1 + distilled,)), "distilled": distilled}
     given = fields_from_kwargs(kwargs, TIMM_KWARGS, TIMM_FIXED)
-    return make_config(VitfDeitConfig, known, given, ask_for=("image_size", "num_attention_heads"), **overrides)
+    return make_config(VitfDeitConfig, known, given, ask_for=TIMM_OPEN, **overrides)
 
 
 def _transformers_rules(names: Mapping[str, Any]):

@@ -11,6 +11,7 @@ from ..conversion import (
     Layout,
     Published,
     Source,
+    common_size,
     count_indices,
     fields_from_kwargs,
     ignored,
@@ -132,27 +133,36 @@ def config_from_original(
         state_dict: The checkpoint.
         overrides: Fields that replace what arguments and shapes say.
     """
-    rows, columns, channels, width = shape_of("embedding/kernel", state_dict, 4)
+    rows, columns, channels, _ = shape_of("embedding/kernel", state_dict, 4)
+    width = common_size({"embedding/kernel": 3, "embedding/bias": 0, "Transformer/encoder_norm/scale": 0}, state_dict)
     block = "Transformer/encoderblock_{i}/"
     modules = _PRE_LINEN if any(f"/{_PRE_LINEN[1]}/" in key for key in state_dict) else _LINEN
-    first = block.format(i=0)
+    attention, mlp = (block.format(i=0) + module for module in (modules[1], modules[3]))
     known = {
         "patch_size": (rows, columns),
         "num_channels": channels,
         "hidden_size": width,
         "num_hidden_layers": count_indices(f"{block}{modules[1]}/out/bias", state_dict),
-        "num_attention_heads": shape_of(f"{first}{modules[1]}/query/bias", state_dict, 2)[0],
-        "mlp_ratio": shape_of(f"{first}{modules[3]}/Dense_0/bias", state_dict, 1)[0] / width,
+        "num_attention_heads": common_size(
+            {f"{attention}/query/bias": 0, f"{attention}/key/bias": 0, f"{attention}/value/bias": 0}, state_dict
+        ),
+        "mlp_ratio": common_size(
+            {f"{mlp}/Dense_0/bias": 0, f"{mlp}/Dense_0/kernel": 1, f"{mlp}/Dense_1/kernel": 0}, state_dict
+        )
+        / width,
         **_CLASSIFIERS["token" if "cls" in state_dict else "gap"],
     }
     if "pre_logits/bias" in state_dict:
-        known["representation_size"] = shape_of("pre_logits/bias", state_dict, 1)[0]
+        known["representation_size"] = common_size({"pre_logits/bias": 0, "pre_logits/kernel": 1}, state_dict)
     if "head/bias" in state_dict:
-        known["num_labels"] = shape_of("head/bias", state_dict, 1)[0]
-    positions = shape_of("Transformer/posembed_input/pos_embedding", state_dict, 3)[1]
+        known["num_labels"] = common_size({"head/bias": 0, "head/kernel": 1}, state_dict)
+    table = "Transformer/posembed_input/pos_embedding"
+    positions = shape_of(table, state_dict, 3)[1]
     image = square_image(positions - int(known["use_cls_token"]), known["patch_size"])
     if image is not None:
         known["image_size"] = image
+    elif "cls" not in state_dict and square_image(positions - 1, 1) and "image_size" not in overrides:
+        raise ConversionError(f"key 'cls' is missing, for which {table!r} has a row", "cls")
     given = fields_from_kwargs(
         kwargs,
         {
@@ -167,7 +177,7 @@ def config_from_original(
         },
         {"resnet": (None,)},
     )
-    return make_config(VitfVitConfig, known, given, ask_for=("image_size",), **overrides)
+    return make_config(VitfVitConfig, known, given, ask_for={"image_size": table}, **overrides)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -219,17 +229,19 @@ def timm_shapes(state_dict: Mapping[str, Tensor], num_prefix_rows: tuple[int, ..
     Args:
         num_prefix_rows: Numbers of rows of the position table that may precede the patches'.
     """
-    width, channels, *patch_size = shape_of("patch_embed.proj.weight", state_dict, 4)
+    _, channels, *patch_size = shape_of("patch_embed.proj.weight", state_dict, 4)
+    width = common_size({"patch_embed.proj.weight": 0, "patch_embed.proj.bias": 0, "norm.weight": 0}, state_dict)
+    mlp = {"blocks.0.mlp.fc1.weight": 0, "blocks.0.mlp.fc1.bias": 0, "blocks.0.mlp.fc2.weight": 1}
     known = {
         "patch_size": tuple(patch_size),
         "num_channels": channels,
         "hidden_size": width,
         "num_hidden_layers": count_indices("blocks.{i}.norm1.weight", state_dict),
-        "mlp_ratio": shape_of("blocks.0.mlp.fc1.weight", state_dict, 2)[0] / width,
+        "mlp_ratio": common_size(mlp, state_dict) / width,
         "qkv_bias": "blocks.0.attn.qkv.bias" in state_dict,
     }
     if "head.weight" in state_dict:
-        known["num_labels"] = shape_of("head.weight", state_dict, 2)[0]
+        known["num_labels"] = common_size({"head.weight": 0, "head.bias": 0}, state_dict)
     positions = shape_of("pos_embed", state_dict, 3)[1]
     images = (square_image(positions - rows, patch_size) for rows in num_prefix_rows)
     if image := next(filter(None, images), None):
@@ -265,6 +277,8 @@ TIMM_KWARGS = {
     "norm_layer": layer_norm_eps,
     "act_layer": _timm_activation,
 }
+# What shapes under timm's names leave open, and where.
+TIMM_OPEN = {"image_size": "pos_embed", "num_attention_heads": "blocks.0.attn.qkv.weight"}
 TIMM_FIXED = {"qk_scale": (None,), "hybrid_backbone": (None,)}
 
 # What makes a ViT a DeiT III: see modeling/configuration_vit.py.
@@ -297,7 +311,7 @@ def deit3_config(kwargs: Mapping[str, Any], state_dict: Mapping[str, Tensor], **
     known = {**timm_shapes(state_dict, (0,)), **_DEIT3, "layer_scale_init_value": 1e-4}
     del names["act_layer"]  # a class here
     given = fields_from_kwargs(kwargs, names, _DEIT3_FIXED)
-    return make_config(VitfVitConfig, known, given, ask_for=("image_size", "num_attention_heads"), **overrides)
+    return make_config(VitfVitConfig, known, given, ask_for=TIMM_OPEN, **overrides)
 
 
 def timm_config(kwargs: Mapping[str, Any], state_dict: Mapping[str, Tensor], **overrides: Any) -> VitfVitConfig:
@@ -325,7 +339,7 @@ def timm_config(kwargs: Mapping[str, Any], state_dict: Mapping[str, Tensor], **o
         "global_pool": lambda pool: {"pooling": {"token": "cls", "avg": "mean"}.get(pool, pool)},
     }
     given = fields_from_kwargs(kwargs, names, {**TIMM_FIXED, "fc_norm": (False,)})
-    return make_config(VitfVitConfig, known, given, ask_for=("image_size", "num_attention_heads"), **overrides)
+    return make_config(VitfVitConfig, known, given, ask_for=TIMM_OPEN, **overrides)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ A conversion script (`conversion_scripts/convert_<architecture>.py`) declares it
 
 import importlib.util
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from dataclasses import fields as dataclass_fields
@@ -162,15 +163,42 @@ def shape_of(key: str, state_dict: Mapping[str, Tensor], ndim: int) -> tuple[int
     return shape
 
 
+def common_size(dimensions: Mapping[str, int], state_dict: Mapping[str, Tensor]) -> int:
+    """
+    The size that several tensors have in common.
+
+    Args:
+        dimensions: Key to the dimension that has this size.
+
+    Raises:
+        ConversionError: if a key is missing, or a tensor differs; the one in the minority is named.
+    """
+    sizes = {}
+    for key, dimension in dimensions.items():
+        if key not in state_dict:
+            raise ConversionError(f"key {key!r} is missing", key)
+        shape = tuple(state_dict[key].shape)
+        sizes[key] = shape[dimension] if dimension < len(shape) else None
+    counts = Counter(sizes.values())
+    odd = [key for key, size in sizes.items() if counts[size] < max(counts.values()) or len(sizes) == counts[size] * 2]
+    if odd or None in counts:
+        shapes = {key: tuple(state_dict[key].shape) for key in odd or sizes}
+        raise ConversionError(f"shapes contradict those of other keys: {shapes}", next(iter(shapes)))
+    return next(iter(counts))
+
+
 def make_config(
-    config_class: type[VitfConfig], *fields: Mapping[str, Any], ask_for: tuple[str, ...] = (), **overrides: Any
+    config_class: type[VitfConfig],
+    *fields: Mapping[str, Any],
+    ask_for: Mapping[str, str] | None = None,
+    **overrides: Any,
 ) -> VitfConfig:
     """
     The configuration from what is known; later `fields` and `overrides` win.
 
     Args:
-        ask_for: Fields that must be known. One that is not is taken from the published variants with the same other
-            fields, if these agree.
+        ask_for: Field that must be known to the key that leaves it open. One that nothing tells is taken from the published
+            variants with the same other fields, if these agree.
 
     Raises:
         ConversionError: if a field of `ask_for` stays unknown, or a value does not fit.
@@ -180,9 +208,14 @@ def make_config(
     for name in known.keys() - valid:
         raise ConversionError(f"{config_class.__name__}: {unknown_name_message('field', name, valid)}", name)
     try:
-        for name in ask_for:
+        for name, key in (ask_for or {}).items():
             if name not in known:
-                known[name] = _published_value(config_class, known, name)
+                values = _published_values(config_class, known, name)
+                if len(values) != 1:
+                    raise ConversionError(
+                        f"{name} is not told by the checkpoint (key {key!r}); give it, as {name}=...", key
+                    )
+                known[name] = values.pop()
         return config_class(**known)
     except (ValueError, TypeError, StrictDataclassError) as error:
         if isinstance(error, ConversionError):
@@ -190,20 +223,17 @@ def make_config(
         raise ConversionError(str(error)) from error
 
 
-def _published_value(config_class: type[VitfConfig], known: Mapping[str, Any], name: str) -> Any:
-    def same(config, field_name, value):
+def _published_values(config_class: type[VitfConfig], known: Mapping[str, Any], name: str) -> set:
+    """What the published variants that agree with `known` have in a field; labels and image size may differ."""
+
+    def same(config: VitfConfig, field_name: str, value: Any) -> bool:
         own = getattr(config, field_name)
-        return pair(own) == pair(value) if field_name in ("image_size", "patch_size") else own == value
+        return pair(own) == pair(value) if field_name == "patch_size" else own == value
 
     free = {"num_labels", "id2label", "label2id", "image_size"}
-    values = set()
-    for variant in config_class.VARIANTS:
-        config = config_class.from_variant(variant)
-        if all(same(config, key, value) for key, value in known.items() if key not in free):
-            values.add(getattr(config, name))
-    if len(values) != 1:
-        raise ConversionError(f"{name} is not told by the checkpoint; give it, as {name}=...", name)
-    return values.pop()
+    configs = (config_class.from_variant(variant) for variant in config_class.VARIANTS)
+    fixed = {key: value for key, value in known.items() if key not in free}
+    return {getattr(c, name) for c in configs if all(same(c, key, value) for key, value in fixed.items())}
 
 
 def square_image(num_patches: int, patch_size: int | Iterable[int]) -> tuple[int, int] | None:
@@ -367,20 +397,19 @@ def convert_state_dict(
         if id(rule) not in fired and not of_other_head and not isinstance(rule, Derived):
             raise ConversionError(f"rule {rule} never fired: it does not belong to this configuration")
 
+    for step in plan:
+        floating = {expected[target].is_floating_point() for target in step.targets}
+        for key in step.sources:
+            tensor = state_dict[named[key]]
+            if floating and (tensor.is_complex() or {tensor.is_floating_point()} != floating):
+                wanted = " and ".join(str(expected[target].dtype) for target in step.targets)
+                raise ConversionError(f"key {key!r} holds {tensor.dtype}, the model needs {wanted}", key)
     tensors = run_plan(plan, {key: state_dict[named[key]] for key in named})
     origin = {target: step.sources[0] for step in plan for target in step.targets if step.sources}
     for key, tensor in tensors.items():
-        like = expected[key]
-        if tensor.shape != like.shape:
-            raise ConversionError(
-                f"key {origin.get(key, key)!r}: {key!r} gets shape {tuple(tensor.shape)}, the model has {tuple(like.shape)}",
-                origin.get(key, key),
-            )
-        if tensor.is_complex() or tensor.is_floating_point() != like.is_floating_point():
-            raise ConversionError(
-                f"key {origin.get(key, key)!r}: {key!r} gets {tensor.dtype}, the model has {like.dtype}",
-                origin.get(key, key),
-            )
+        if tensor.shape != expected[key].shape:
+            shape, needed, source = tuple(tensor.shape), tuple(expected[key].shape), origin.get(key, key)
+            raise ConversionError(f"key {source!r}: {key!r} gets shape {shape}, the model has {needed}", source)
     with no_init_weights():
         model = type(skeleton)(config)
     names = {key.removeprefix(model.base_model_prefix + "."): key for key in model.state_dict()}
@@ -473,7 +502,7 @@ def find_published(architecture: Architecture, source: str, config: VitfConfig) 
     found = []
     for key, published in architecture.conversion.CHECKPOINTS.items():
         variant = architecture.config_class.from_variant(key.split(".")[0])
-        sizes = [(pair(c.image_size), pair(c.patch_size), c.hidden_size, c.num_labels) for c in (variant, config)]
+        sizes = [(pair(c.image_size), c.stage_strides, c.stage_channels, c.num_labels) for c in (variant, config)]
         if name in (published.url.rsplit("/", 1)[-1], key) and sizes[0] == sizes[1]:
             found.append(key)
     return found[0] if len(found) == 1 else None

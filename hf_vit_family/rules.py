@@ -124,6 +124,8 @@ class Concatenate:
         expected = [sizes[0]] * self.parts if isinstance(self.parts, int) else list(self.parts)
         if sizes != expected:
             raise ValueError(f"expected sizes {expected} along dimension {self.dim}, got {sizes}")
+        if len({tensor.dtype for tensor in tensors}) > 1:
+            raise ValueError(f"dtypes differ: {[tensor.dtype for tensor in tensors]}")
         rests = {tuple(s for d, s in enumerate(tensor.shape) if d != self.dim) for tensor in tensors}
         if len(rests) > 1:
             raise ValueError(f"shapes do not fit together: {[tuple(tensor.shape) for tensor in tensors]}")
@@ -313,7 +315,8 @@ def make_plan(keys: Iterable[str], rules: Sequence[Rule]) -> list[Step]:
     for step in steps.values():
         for source in step.sources:
             if source not in present:
-                raise ConversionError(f"key {source!r} is missing; {step.targets} cannot be made without it", source)
+                others = [key for key in step.sources if key in present] or list(step.targets)
+                raise ConversionError(f"key {source!r} is missing, which {', '.join(map(repr, others))} need", source)
         for target in step.targets:
             if target in written:
                 raise ConversionError(f"{written[target].sources} and {step.sources} both become {target!r}", target)

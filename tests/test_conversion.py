@@ -183,7 +183,7 @@ def _shape_fields(config):
 
 
 def test_published_sizes_tell_the_number_of_heads():
-    config = make_config(VitfDeitConfig, {"hidden_size": 192}, ask_for=("num_attention_heads",))
+    config = make_config(VitfDeitConfig, {"hidden_size": 192}, ask_for={"num_attention_heads": "qkv"})
     assert config.num_attention_heads == 3
 
 
