@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: test check format
+.PHONY: conformance test check format
 
 $(INSTALLED): setup.cfg pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -21,3 +21,6 @@ check: $(INSTALLED)  ## lint and format check
 format: $(INSTALLED)  ## apply the formatter
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+conformance: $(INSTALLED)  ## run transformers' own common tests on every architecture
+	$(BIN)/python tests/conformance.py
