@@ -91,6 +91,11 @@ ARCHITECTURES: dict[str, Architecture] = {
             "Escaping the Big Data Paradigm with Compact Transformers (arXiv 2104.05704)",
             "A convolutional tokenizer, and learned pooling of the sequence in place of a class token.",
         ),
+        Architecture(
+            "rvt",
+            "vit-pytorch's Rotary Vision Transformer, after RoFormer (arXiv 2104.09864)",
+            "Axial rotary positions, queries from a convolution over the patches, a gated feed-forward layer.",
+        ),
     )
 }
 

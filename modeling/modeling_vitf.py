@@ -33,6 +33,11 @@ class VitfPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _can_compile_fullgraph = True
 
+    @classmethod
+    def _can_set_attn_implementation(cls) -> bool:
+        # transformers looks for its attention interface in the text of the file; ours is called in attention.py.
+        return True
+
     def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
         # For code outside transformers, modules without parameters of their own are passed over, lest an in-place
         # initialisation overwrites loaded tensors. Ours leaves loaded tensors alone (transformers.initialization), and

@@ -52,6 +52,8 @@ TINY: dict[str, dict[str, Any]] = {
     "cct": {**_CCT},
     "cct-patches": {**_CCT, "num_conv_layers": 0, "kernel_size": 4, "stride": 4, "padding": 0, "pooling": "cls"},
     "cct-sine": {**_CCT, "position_embedding_type": "sine"},
+    "rvt": {**_PLAIN, "head_dim": 10},
+    "rvt-plain": {**_PLAIN, "head_dim": 16, "query_projection": "linear", "mlp_type": "plain"},
 }
 
 # One case an architecture, for checks that cost seconds.

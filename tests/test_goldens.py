@@ -7,7 +7,7 @@ import torch
 from hf_vit_family.conversion import convert_checkpoint, export_checkpoint
 
 # Folder of cases to the architecture that runs them.
-ARCHITECTURE = {"vit": "vit", "deit": "deit", "deit3": "vit"}
+ARCHITECTURE = {"vit": "vit", "deit": "deit", "deit3": "vit", "cct": "cct", "rvt": "rvt"}
 CASES = [(folder, case) for folder in ARCHITECTURE for case in golden.cases(folder)]
 # Name in a case to what our classifier returns under it.
 OUTPUTS = {
