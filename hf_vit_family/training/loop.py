@@ -290,7 +290,7 @@ class TrainingLoop:
         if not steps:
             return
         saved = self.checkpoints.progress(steps[-1])["identity"]
-        for name in saved.keys() | self.identity.keys():
+        for name in {**self.identity, **saved}:
             if saved.get(name) != self.identity.get(name):
                 raise UserError(
                     f"{self.output} was trained with {name}={saved.get(name)}, not {self.identity.get(name)}: resume "
