@@ -156,5 +156,6 @@ _FILES = (
     ),
 )
 CHECKPOINTS: dict[str, Published] = {
-    key: Published(f"{_HOST}/{file}.pth", top1, _README, training, **_LICENSE) for key, file, top1, training in _FILES
+    key: Published(f"{_HOST}/{file}.pth", top1, _README if top1 else "", training, **_LICENSE)
+    for key, file, top1, training in _FILES
 }
