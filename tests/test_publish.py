@@ -25,7 +25,7 @@ EVALUATION = Evaluation(
     "someone/scans", "test", 360, {"accuracy": 0.975, "top5_accuracy": 1}, "vit-family evaluate", VERSIONS, 7, 1234, 32
 )
 TRAINING = Training(
-    "/home/me/data/scans", "train", 1437, "vit-family train", VERSIONS, 0, wall_seconds=61.2, device="CPU"
+    "/mnt/data/scans", "train", 1437, "vit-family train", VERSIONS, 0, wall_seconds=61.2, device="CPU"
 )
 CONVERSION = Conversion(
     "facebookresearch/deit@7e160fe", "someone/weights", "ab" * 32, "original", "cc-by-nc-4.0", "someone/weights", 2e-6
@@ -106,7 +106,7 @@ def test_card_states_what_was_measured(source):
         'AutoModel.from_pretrained("someone/model", trust_remote_code=True)', "import hf_vit_family",
     ):  # fmt: skip
         assert fact in text
-    assert "/home" not in str(card)
+    assert "/mnt" not in str(card)
 
 
 def test_card_without_measurements_says_so(source):
