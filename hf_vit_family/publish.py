@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import HfApi, get_token
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, StrictDataclassError
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -33,6 +33,9 @@ follows. The licence of the weights is the one that README.md names.
 # What a call to the Hub may raise: the errors of its HTTP client (httpx or httpx2, by the version of huggingface_hub), those
 # of files and sockets, and RuntimeError around a failed upload.
 HUB_ERRORS = (*HfHubHTTPError.__bases__, OSError, RuntimeError)
+
+# What from_pretrained raises for files that are missing, damaged or do not fit.
+LOADING_ERRORS = (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError, StrictDataclassError)
 
 # Files of an earlier push that transformers would find next to the new ones, or prefer to them.
 REPLACED = ["*.py", "*.safetensors", "*.safetensors.index.json", "pytorch_model*"]
@@ -108,7 +111,7 @@ def load_model(folder: str | Path) -> PreTrainedModel:
             model, info = architecture.model_class(head).from_pretrained(
                 folder, dtype="auto", local_files_only=True, output_loading_info=True, ignore_mismatched_sizes=True
             )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except LOADING_ERRORS as error:
         raise PublishError(f"{folder}: {error}") from error
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[problem]:
@@ -125,7 +128,7 @@ def load_processor(folder: str | Path):
         )
     try:
         return AutoImageProcessor.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, TypeError) as error:
+    except LOADING_ERRORS as error:
         raise PublishError(f"{Path(folder) / 'preprocessor_config.json'}: {error}") from error
 
 

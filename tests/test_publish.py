@@ -24,9 +24,7 @@ VERSIONS = {"torch": "2.15.0", "transformers": "5.23.0"}
 EVALUATION = Evaluation(
     "someone/scans", "test", 360, {"accuracy": 0.975, "top5_accuracy": 1}, "vit-family evaluate", VERSIONS, 7, 1234, 32
 )
-TRAINING = Training(
-    "/mnt/data/scans", "train", 1437, "vit-family train", VERSIONS, 0, wall_seconds=61.2, device="CPU"
-)
+TRAINING = Training("/mnt/data/scans", "train", 1437, "vit-family train", VERSIONS, 0, wall_seconds=61.2, device="CPU")
 CONVERSION = Conversion(
     "facebookresearch/deit@7e160fe", "someone/weights", "ab" * 32, "original", "cc-by-nc-4.0", "someone/weights", 2e-6
 )
@@ -204,6 +202,8 @@ def truncate(folder: Path) -> None:
             "names no class of deit: 'ViTModel'",
         ),
         (lambda folder: rewrite(folder / "config.json", hidden_sizes=3), "did you mean 'hidden_size'"),
+        (lambda folder: rewrite(folder / "config.json", hidden_size="wide"), "hidden_size"),
+        (lambda folder: rewrite(folder / "preprocessor_config.json", crop_percent=1), "did you mean 'crop_pct'"),
         (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors"),
         (truncate, "source"),
         (drop_key, "missing keys, deit.layernorm.weight"),
