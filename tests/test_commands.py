@@ -1,0 +1,84 @@
+"""The command line: its help, its answers about variants, the benchmark, and one line for what a user can mend."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from vit_family_launcher import COMMANDS, main
+
+TINY = ["--set", "image_size=32", "hidden_size=32", "num_attention_heads=2", "num_hidden_layers=2", "num_labels=5"]
+
+
+def test_help_names_every_command_and_imports_neither_torch_nor_transformers():
+    script = (
+        "import sys, vit_family_launcher\n"
+        "try:\n    vit_family_launcher.main(['--help'])\n"
+        "except SystemExit as end:\n    assert end.code == 0\n"
+        "assert not {'torch', 'transformers', 'hf_vit_family'} & sys.modules.keys()"
+    )
+    shown = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout
+    for command in COMMANDS:
+        assert f"  {command} " in shown
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_a_command_says_what_it_does_and_gives_examples(command, capsys):
+    with pytest.raises(SystemExit) as end:
+        main([command, "--help"])
+    assert end.value.code == 0
+    shown = capsys.readouterr().out
+    assert "example" in shown
+    assert f"vit-family {command}" in shown
+
+
+def test_list_takes_a_pattern(capsys):
+    assert main(["list", "deit_*distilled*"]) == 0
+    assert capsys.readouterr().out.split() == [
+        "deit_tiny_distilled_patch16_224",
+        "deit_small_distilled_patch16_224",
+        "deit_base_distilled_patch16_224",
+        "deit_base_distilled_patch16_384",
+    ]
+
+
+def test_info_shows_fields_counts_source_and_licence(capsys):
+    assert main(["info", "deit_tiny_distilled_patch16_224"]) == 0
+    shown = capsys.readouterr().out
+    for text in ("5,910,800", "2.52 G", "hidden_size", "facebookresearch/deit@7e160fe", "apache-2.0", "74.5%", "0.875"):
+        assert text in shown
+
+
+@pytest.mark.parametrize(
+    ("argv", "names"),
+    [
+        (["info", "deit_tny_patch16_224"], "deit_tiny_patch16_224"),
+        (["info", "vit_tiny_patch16_224", "--set", "hiden_size=3"], "hidden_size"),
+        (["info", "vit_tiny_patch16_224", "--set", "hidden_size"], "FIELD=VALUE"),
+        (["info", "vit_tiny_patch16_224", "--set", "image_size=225"], "patch_size=16"),
+        (["list", "nothing*"], "nothing*"),
+        (["benchmark", "cct_2_3x2_32", "--against", "torchvision"], "torchvision has no cct"),
+        (["benchmark", "vit_tiny_patch16_224", "--rounds", "1"], "--rounds 1"),
+    ],
+)
+def test_what_a_user_can_mend_is_one_line_and_exit_code_2(argv, names, capsys):
+    assert main(argv) == 2
+    errors = capsys.readouterr().err.strip().splitlines()
+    assert len(errors) == 1
+    assert names in errors[0]
+
+
+@pytest.mark.parametrize("mode", ["forward", "train"])
+def test_benchmark_measures_both_sides_of_the_same_model(mode, tmp_path, capsys):
+    file = tmp_path / "result.json"
+    argv = ["benchmark", "vit_tiny_patch16_224", "--against", "transformers", "--mode", mode, "--rounds", "2"]
+    assert main([*argv, "--batch-size", "1", "--json", str(file), *TINY]) == 0
+    ours, theirs = json.loads(file.read_text())["results"]["vit_tiny_patch16_224"]
+    assert (ours["library"], theirs["library"]) == ("hf_vit_family", "transformers")
+    assert ours["parameters"] == theirs["parameters"]
+    assert ours["flops"] == theirs["flops"] > 0
+    assert ours["ratio"] == 1.0
+    assert min(ours["memory"], theirs["memory"], ours["milliseconds"], theirs["milliseconds"]) > 0
+    shown = capsys.readouterr().out
+    assert "transformers" in shown
+    assert "not the same model" not in shown
