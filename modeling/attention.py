@@ -10,6 +10,12 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from .embeddings import apply_rotary
 
 
+def probabilities_of(scores: torch.Tensor) -> torch.Tensor:
+    """Softmax over the keys of (B, h, N, M). Half precision is too coarse for that and is widened; double stays double."""
+    half = scores.dtype in (torch.float16, torch.bfloat16)
+    return scores.softmax(-1, dtype=torch.float32 if half else scores.dtype).to(scores.dtype)
+
+
 def eager_attention_forward(
     module: nn.Module,
     query: torch.Tensor,
@@ -35,9 +41,7 @@ def eager_attention_forward(
     for bias in (attention_mask, position_bias):
         if bias is not None:
             scores = scores + bias
-    # Half precision is too coarse for a softmax over many tokens; double stays double.
-    accumulate = torch.float32 if scores.dtype in (torch.float16, torch.bfloat16) else scores.dtype
-    probabilities = scores.softmax(-1, dtype=accumulate).to(query.dtype)
+    probabilities = probabilities_of(scores).to(query.dtype)
     probabilities = nn.functional.dropout(probabilities, p=dropout, training=module.training)
     return torch.matmul(probabilities, value).transpose(1, 2), probabilities
 
@@ -114,3 +118,31 @@ class SelfAttention(nn.Module):
             query, key = apply_rotary(query, *rotary), apply_rotary(key, *rotary)
         context, probabilities = attend(self, query, key, value, self.scaling, **kwargs)
         return self.dropout(self.proj(context)), probabilities
+
+
+def mix_heads(maps: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """
+    Each head's map becomes a learned combination of all heads' maps.
+
+    Args:
+        maps (`torch.Tensor` of shape `(B, h, N, M)`).
+        weight (`torch.Tensor` of shape `(h, h)`): Rows are the new heads. bias (`(h,)`): Added to each entry of a new map.
+
+    Returns:
+        `torch.Tensor` of shape `(B, h, N, M)`.
+    """
+    flat = maps.flatten(2)
+    # One batched product without moving the heads to the last dimension, which would copy the maps twice.
+    return torch.baddbmm(bias[:, None], weight.expand(len(flat), -1, -1), flat).view(maps.shape)
+
+
+class HeadMixing(nn.Module):
+    """A learned linear combination over heads (see `mix_heads`): `weight` (h, h) and `bias` (h)."""
+
+    def __init__(self, num_heads: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.eye(num_heads))
+        self.bias = nn.Parameter(torch.zeros(num_heads))
+
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        return mix_heads(maps, self.weight, self.bias)
