@@ -4,12 +4,20 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: conformance test check format
+.PHONY: bench check conformance demo format test
 
 $(INSTALLED): setup.cfg pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --editable '.[dev]'
 	touch $@
+
+demo: $(INSTALLED)  ## train a small model of handwritten digits and look at everything it gives
+	rm -rf demo
+	$(BIN)/vit-family demo --output demo
+
+bench: $(INSTALLED)  ## time ViT-S/16 and DeiT-Ti against timm and transformers
+	$(BIN)/vit-family benchmark vit_small_patch16_224 deit_tiny_patch16_224 --against timm transformers
+	$(BIN)/vit-family benchmark vit_small_patch16_224 deit_tiny_patch16_224 --against timm transformers --mode train
 
 test: $(INSTALLED)  ## run the tests
 	$(BIN)/python -m pytest -n 2

@@ -11,6 +11,7 @@ import sys
 
 # Command: what it does, in one line. Each is a module of hf_vit_family.commands with `add_arguments(parser)` and `run(args)`.
 COMMANDS = {
+    "demo": "train, measure, publish and look at a small model of digits in two minutes",
     "list": "list the published variants",
     "info": "show a variant: fields, parameters, FLOPs, source, licence",
     "convert": "convert a checkpoint to this library's layout, or back",
