@@ -4,7 +4,6 @@ A conversion script (`conversion_scripts/convert_<architecture>.py`) declares it
 [`rules.Rule`]s, which reads a checkpoint and, inverted, writes it back. Everything else is here.
 """
 
-import importlib.util
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -273,13 +272,8 @@ def _strip(keys: Iterable[str], prefix: str) -> dict[str, str]:
     return {key.removeprefix(prefix): key for key in keys}
 
 
-def _has_script(architecture: Architecture) -> bool:
-    """Whether there is a conversion script: an architecture without published weights needs none."""
-    return importlib.util.find_spec(f"{__package__}.conversion_scripts.convert_{architecture.name}") is not None
-
-
 def _candidates(architecture: Architecture | None) -> list[_Candidate]:
-    architectures = [architecture] if architecture else [a for a in ARCHITECTURES.values() if _has_script(a)]
+    architectures = [architecture] if architecture else ARCHITECTURES.values()
     return [_Candidate(a, name, layout) for a in architectures for name, layout in a.conversion.LAYOUTS.items()]
 
 
