@@ -244,7 +244,7 @@ def overlay(picture: Image.Image, heat: torch.Tensor) -> Image.Image:
     heat = nn.functional.interpolate(heat[None, None].float().cpu(), size=size, mode="bicubic", align_corners=False)
     heat = heat[0, 0].numpy()
     heat = (heat - heat.min()) / max(heat.max() - heat.min(), 1e-12)
-    colors = matplotlib.colormaps["turbo"](heat)[..., :3]
+    colors = matplotlib.colormaps["plasma"](heat)[..., :3]
     opacity = 0.25 + 0.45 * heat[..., None]
     blended = (1 - opacity) * np.asarray(picture, dtype=np.float64) / 255 + opacity * colors
     return Image.fromarray(np.rint(blended * 255).astype(np.uint8))
