@@ -10,6 +10,7 @@ Shapes: B batch, C channels, H x W pixels.
 import itertools
 import os
 import tempfile
+import uuid
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -101,31 +102,29 @@ class BadImages:
     The images that could not be read, as any loader worker found them: iterate for `"name: reason"` lines, sorted.
 
     A temporary file holds the lines, since it is what processes share whatever way they were started; appending a short
-    line is atomic.
+    line is atomic. The first broken image makes the file: a run that is killed leaves nothing behind if all are sound.
     """
 
     def __init__(self):
-        handle, name = tempfile.mkstemp(prefix="bad_images_")
-        os.close(handle)
-        self.path = name
-        weakref.finalize(self, _remove_in, os.getpid(), name)
+        self.path = Path(tempfile.gettempdir()) / f"bad_images_{uuid.uuid4().hex}.txt"
+        weakref.finalize(self, _remove_in, os.getpid(), self.path)
 
     def add(self, error: UnreadableImageError) -> None:
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(f"{error}\n")
 
     def __iter__(self) -> Iterator[str]:
-        with open(self.path, encoding="utf-8") as file:
-            return iter(sorted(set(file.read().splitlines())))
+        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
+        return iter(sorted(set(lines)))
 
     def __len__(self) -> int:
-        return len(list(iter(self)))
+        return sum(1 for _ in self)
 
 
-def _remove_in(process: int, path: str) -> None:
+def _remove_in(process: int, path: Path) -> None:
     """Removes the file, unless this is a forked copy of the process that owns it."""
     if os.getpid() == process:
-        Path(path).unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
 
 
 def to_pixels(image: Image.Image, num_channels: int) -> torch.Tensor:
