@@ -16,8 +16,11 @@ def _free_port() -> int:
         return probe.getsockname()[1]
 
 
-def _work(process: int, values: dict[str, Any], command: str, processes: int, port: int, errors) -> None:
+def _work(process: int, values: dict[str, Any], command: str, processes: int, port: int, on_cpu: bool, errors) -> None:
     """One process of the run. A user's mistake leaves through `errors`, and ends the others."""
+    if on_cpu:
+        os.environ["ACCELERATE_USE_CPU"] = "true"
+        torch.set_num_threads(max(1, torch.get_num_threads() // processes))
     os.environ.update(
         RANK=str(process),
         LOCAL_RANK=str(process),
@@ -48,12 +51,10 @@ def launch(values: dict[str, Any], command: str, processes: int) -> None:
     gpus = torch.cuda.device_count()
     if 0 < gpus < processes:
         raise UserError(f"num_processes={processes}, but this machine has {gpus} GPUs")
-    if not gpus:
-        os.environ["ACCELERATE_USE_CPU"] = "true"
-        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // processes)))
     errors = multiprocessing.get_context("spawn").SimpleQueue()
+    arguments = (values, command, processes, _free_port(), not gpus, errors)
     try:
-        multiprocessing.spawn(_work, args=(values, command, processes, _free_port(), errors), nprocs=processes)
+        multiprocessing.spawn(_work, args=arguments, nprocs=processes)
     except multiprocessing.ProcessExitedException as failure:
         if failure.exit_code == 2 and not errors.empty():
             raise UserError(errors.get()) from None

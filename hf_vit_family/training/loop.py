@@ -17,9 +17,9 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from tqdm import tqdm
 
 from ..augmentation import mix_seed
-from ..data import EpochSampler
 from ..errors import UserError
 from ..files import write_text
+from ..image_sets import EpochSampler
 from .checkpoint import Checkpoints
 from .config import OptimizationOptions, RunOptions
 from .objective import Objective

@@ -57,7 +57,9 @@ def loop_overhead(model: PreTrainedModel, shape: tuple[int, int, int], batch_siz
     with tempfile.TemporaryDirectory() as folder:
         loop = TrainingLoop(
             ClassificationObjective(model, make_loss("cross_entropy", 0.0)),
-            TrainingBatches(_Repeated(shape, batch_size), torch.utils.data.default_collate, batch_size, 1, 0, accelerator),
+            TrainingBatches(
+                _Repeated(shape, batch_size), torch.utils.data.default_collate, batch_size, 1, 0, accelerator
+            ),
             OptimizationOptions(epochs=steps + 3, batch_size=batch_size, schedule="constant"),
             RunOptions(output=folder),
             accelerator,

@@ -134,9 +134,7 @@ def train(options: TrainingOptions, command: str) -> dict[str, float]:
     )
 
     def evaluate(objective: nn.Module) -> dict[str, float]:
-        results = evaluate_model(
-            Predictor(objective), eval_loader, accelerator=accelerator, num_labels=num_labels
-        )
+        results = evaluate_model(Predictor(objective), eval_loader, accelerator=accelerator, num_labels=num_labels)
         metrics = {name: float(value) for name, value in results.items() if isinstance(value, (int, float))}
         return {**metrics, "num_images": int(results["confusion"].sum())}
 

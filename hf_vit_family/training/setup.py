@@ -28,6 +28,10 @@ def load_processor(options: ModelOptions, data: DataConfig) -> BaseImageProcesso
             height, width = pair(options.set["image_size"])
             size = {"size": {"height": height, "width": width}}
         return create_processor(options.model, **size)
+    if not Path(options.model).exists() and "/" not in options.model:
+        raise UserError(
+            unknown_name_message("variant", options.model, list_variants()) + "; nor is it a folder or Hub id"
+        )
     try:
         return AutoImageProcessor.from_pretrained(options.model, **size)
     except (OSError, ValueError) as error:
@@ -46,8 +50,6 @@ def load_model(options: ModelOptions, bundle: DataBundle) -> PreTrainedModel:
         size = bundle.description["image_size"]
         fields = {"image_size": size[0] if size[0] == size[1] else size, "num_channels": bundle.num_channels}
         return create_model(options.model, id2label=bundle.id2label, **{**fields, **options.set})
-    if not Path(options.model).exists() and "/" not in options.model:
-        raise UserError(unknown_name_message("model", options.model, list_variants()) + "; nor is it a folder")
     try:
         config = AutoConfig.from_pretrained(options.model, **options.set)
         classes = len(bundle.id2label)
