@@ -6,6 +6,7 @@ from typing import Any
 from torch import nn
 
 from .errors import UserError
+from .modeling.configuration_pit import VitfPitConfig
 from .modeling.configuration_vitf import VitfConfig, pair
 
 
@@ -72,7 +73,42 @@ def _vit_pytorch_cct(name: str, config: VitfConfig) -> nn.Module:
         num_heads=config.num_attention_heads,
         mlp_ratio=config.mlp_ratio,
         num_classes=config.num_labels,
-        positional_embedding={"learned": "learnable"}.get(config.position_embedding_type, config.position_embedding_type),
+        positional_embedding={"learned": "learnable"}.get(
+            config.position_embedding_type, config.position_embedding_type
+        ),
+    )
+
+
+def _vit_pytorch_cait(name: str, config: VitfConfig) -> nn.Module:
+    from vit_pytorch.cait import CaiT
+
+    return CaiT(
+        image_size=pair(config.image_size)[0],
+        patch_size=pair(config.patch_size)[0],
+        num_classes=config.num_labels,
+        dim=config.hidden_size,
+        depth=config.num_hidden_layers,
+        cls_depth=config.num_class_attention_layers,
+        heads=config.num_attention_heads,
+        dim_head=config.hidden_size // config.num_attention_heads,
+        mlp_dim=round(config.mlp_ratio * config.hidden_size),
+    )
+
+
+def _vit_pytorch_pit(name: str, config: VitfConfig) -> nn.Module:
+    from vit_pytorch.pit import PiT
+
+    # Its stages double in width and share one width of heads and feed-forward layers: those of the first stage.
+    return PiT(
+        image_size=pair(config.image_size)[0],
+        patch_size=pair(config.patch_size)[0],
+        num_classes=config.num_labels,
+        dim=config.stage_channels[0],
+        depth=tuple(config.depths),
+        heads=tuple(config.num_heads),
+        mlp_dim=round(config.mlp_ratio * config.stage_channels[0]),
+        dim_head=config.base_dims[0],
+        channels=config.num_channels,
     )
 
 
@@ -91,13 +127,21 @@ def _torchvision_vit(name: str, config: VitfConfig) -> nn.Module:
 
 
 # Names under which timm has a variant, where they are not ours.
-TIMM_NAMES: dict[str, str] = {}
+TIMM_NAMES: dict[str, str] = {
+    **{name: f"{name}_224" for name in VitfPitConfig.VARIANTS},
+}
 
 # Library, then architecture: what builds the peer from a variant's name and configuration. timm finds its own by name.
 PEERS: dict[str, dict[str, Callable[[str, VitfConfig], nn.Module]]] = {
-    "timm": {"vit": _timm, "deit": _timm},
+    "timm": {"vit": _timm, "deit": _timm, "pit": _timm, "cait": _timm},
     "transformers": {"vit": _transformers_vit, "deit": _transformers_deit},
-    "vit_pytorch": {"vit": _vit_pytorch_vit, "deit": _vit_pytorch_vit, "cct": _vit_pytorch_cct},
+    "vit_pytorch": {
+        "vit": _vit_pytorch_vit,
+        "deit": _vit_pytorch_vit,
+        "cct": _vit_pytorch_cct,
+        "pit": _vit_pytorch_pit,
+        "cait": _vit_pytorch_cait,
+    },
     "torchvision": {"vit": _torchvision_vit, "deit": _torchvision_vit},
 }
 

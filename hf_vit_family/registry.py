@@ -96,6 +96,16 @@ ARCHITECTURES: dict[str, Architecture] = {
             "vit-pytorch's Rotary Vision Transformer, after RoFormer (arXiv 2104.09864)",
             "Axial rotary positions, queries from a convolution over the patches, a gated feed-forward layer.",
         ),
+        Architecture(
+            "pit",
+            "Rethinking Spatial Dimensions of Vision Transformers (arXiv 2103.16302)",
+            "Stages, between which a depth-wise convolution pools the map of patch tokens.",
+        ),
+        Architecture(
+            "cait",
+            "Going deeper with Image Transformers (arXiv 2103.17239)",
+            "Layer scale, heads that talk to each other, and a class token that only the last layers see.",
+        ),
     )
 }
 

@@ -133,7 +133,7 @@ def mix_heads(maps: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> t
     """
     flat = maps.flatten(2)
     # One batched product without moving the heads to the last dimension, which would copy the maps twice.
-    return torch.baddbmm(bias[:, None], weight.expand(len(flat), -1, -1), flat).view(maps.shape)
+    return torch.baddbmm(bias[:, None], weight.expand(flat.shape[0], -1, -1), flat).view(maps.shape)
 
 
 class HeadMixing(nn.Module):

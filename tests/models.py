@@ -28,6 +28,16 @@ _CCT = {
     "attention_probs_dropout_prob": 0.0,
     "drop_path_rate": 0.0,
 }
+_PIT = {
+    "image_size": 24,
+    "patch_size": 4,
+    "stride": 2,
+    "base_dims": [8, 8, 8],
+    "depths": [1, 2, 1],
+    "num_heads": [2, 2, 4],
+    "mlp_ratio": 2,
+    "num_labels": 5,
+}
 
 # Case to the fields of a tiny configuration. A case is the name of an architecture, or that name, "-" and an option.
 TINY: dict[str, dict[str, Any]] = {
@@ -54,6 +64,9 @@ TINY: dict[str, dict[str, Any]] = {
     "cct-sine": {**_CCT, "position_embedding_type": "sine"},
     "rvt": {**_PLAIN, "head_dim": 10},
     "rvt-plain": {**_PLAIN, "head_dim": 16, "query_projection": "linear", "mlp_type": "plain"},
+    "pit": {**_PIT, "distilled": True},
+    "pit-plain": {**_PIT},
+    "cait": {**_PLAIN, "class_attention_mlp_ratio": 2, "layer_scale_init_value": 0.1},
 }
 
 # One case an architecture, for checks that cost seconds.

@@ -7,9 +7,9 @@ import torch
 from hf_vit_family.conversion import convert_checkpoint, export_checkpoint
 
 # Folder of cases to the architecture that runs them.
-ARCHITECTURE = {"vit": "vit", "deit": "deit", "deit3": "vit", "cct": "cct", "rvt": "rvt"}
+ARCHITECTURE = {"vit": "vit", "deit": "deit", "deit3": "vit", "cct": "cct", "rvt": "rvt", "pit": "pit", "cait": "cait"}
 CASES = [(folder, case) for folder in ARCHITECTURE for case in golden.cases(folder)]
-# Name in a case to what our classifier returns under it.
+# Name in a case, or folder and name, to what our classifier returns under it.
 OUTPUTS = {
     "logits": lambda model, outputs, encoded: outputs.logits,
     "logits_cls": lambda model, outputs, encoded: outputs.cls_logits,
@@ -17,6 +17,7 @@ OUTPUTS = {
     "last_hidden_state": lambda model, outputs, encoded: encoded.last_hidden_state,
     "features": lambda model, outputs, encoded: encoded.pooler_output,
     "features_dist": lambda model, outputs, encoded: encoded.last_hidden_state[:, 1],
+    "pit/features": lambda model, outputs, encoded: encoded.last_hidden_state[:, : model.pit.num_prefix_tokens],
 }
 # The same flax files run with exact GELU, as timm and transformers do.
 EXACT_GELU = "logits_gelu_erf"
@@ -46,9 +47,10 @@ def test_outputs_equal_the_originals(folder, name, dtype, tolerance):
     with torch.no_grad():
         outputs, encoded = model(pixel_values), model.base_model(pixel_values)
     expected = (case.outputs.keys() | case.samples.keys()) - {EXACT_GELU}
-    assert {"logits", "last_hidden_state", "features"} <= expected <= OUTPUTS.keys()
+    assert {"logits", "features"} <= expected
     for output in expected:
-        assert case.compare(output, OUTPUTS[output](model, outputs, encoded)) < tolerance, output
+        read = OUTPUTS.get(f"{folder}/{output}") or OUTPUTS[output]
+        assert case.compare(output, read(model, outputs, encoded)) < tolerance, output
 
 
 @pytest.mark.parametrize("name", golden.cases("vit"))
