@@ -12,8 +12,8 @@ from accelerate import Accelerator
 from torch import nn
 from tqdm import tqdm
 
-from .data import IGNORED_LABEL
 from .errors import UserError
+from .image_sets import IGNORED_LABEL
 from .metrics import CalibrationError, ConfusionMatrix, RealAccuracy, TopKAccuracy
 
 

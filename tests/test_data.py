@@ -12,8 +12,9 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from hf_vit_family.augmentation import AugmentationConfig, MixingCollate, mix_seed
-from hf_vit_family.data import DataConfig, EpochSampler, load_data, load_evaluation, train_collate
+from hf_vit_family.data import DataConfig, load_data, load_evaluation, train_collate
 from hf_vit_family.errors import UserError
+from hf_vit_family.image_sets import EpochSampler
 from hf_vit_family.images import UnreadableImageError, read_image
 from hf_vit_family.modeling.image_processing_pil_vitf import VitfImageProcessorPil
 from hf_vit_family.modeling.image_processing_vitf import VitfImageProcessor
