@@ -301,7 +301,7 @@ def test_optimizer_by_name_with_its_arguments(tmp_path):
     assert optimizer.defaults["momentum"] == 0.9
     with pytest.raises(UserError, match="did you mean 'Adam"):
         make_optimizer("AdamV", groups, 0.1, {})
-    with pytest.raises(UserError, match="optimizer SGD: .*momentun"):
+    with pytest.raises(UserError, match=r"optimizer SGD: .*momentun"):
         make_optimizer("SGD", groups, 0.1, {"momentun": 0.9})
 
 
