@@ -107,6 +107,10 @@ class VitfConfig(CodeFilesMixin, BackboneConfigMixin, PreTrainedConfig):
         """(vertical, horizontal) stride in pixels of the feature map of each stage."""
         return [pair(self.patch_size)] * len(self.stage_names)
 
+    def feature_map_sizes(self, height: int, width: int) -> list[tuple[int, int]]:
+        """(rows, columns) of the feature map of each stage, for an image of `height` x `width` pixels."""
+        return [(-(-height // rows), -(-width // columns)) for rows, columns in self.stage_strides]
+
     @classmethod
     def from_variant(cls, name: str, **overrides: Any) -> "VitfConfig":
         """

@@ -5,14 +5,12 @@ Order of operations from facebookresearch/deit@7e160fe models.py (timm 0.3.2 vis
 Shapes: B batch, N tokens (class, distillation, then patches row by row), C channels, H x W pixels, h heads.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import nn
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
-from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .attention import SelfAttention
@@ -21,30 +19,13 @@ from .configuration_vitf import pair
 from .embeddings import PatchEmbeddings, PositionEmbeddings
 from .layers import DropPath, Mlp, drop_path_rates, init_trunc_normal
 from .modeling_vitf import (
+    DistilledImageClassificationMixin,
     MaskedImageModelingMixin,
     VitfBackboneMixin,
     VitfPreTrainedModel,
     make_classifier,
     masked_embeddings,
 )
-
-
-@dataclass
-class DeitImageClassifierOutput(ModelOutput):
-    """
-    Args:
-        loss: Mean over both heads (one head: its own), if labels are given.
-        logits (`torch.Tensor` of shape `(B, num_labels)`): Mean of both heads.
-        cls_logits, distillation_logits (`torch.Tensor` of shape `(B, num_labels)`): Each head, for a distilled model.
-        hidden_states, attentions: As in [`VitfDeitModel`].
-    """
-
-    loss: torch.FloatTensor | None = None
-    logits: torch.FloatTensor | None = None
-    cls_logits: torch.FloatTensor | None = None
-    distillation_logits: torch.FloatTensor | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
 
 
 class DeitEmbeddings(nn.Module):
@@ -152,13 +133,8 @@ class VitfDeitModel(VitfDeitPreTrainedModel):
         return hidden_states[:, self.num_prefix_tokens :].transpose(1, 2).unflatten(2, grid).contiguous()
 
 
-class VitfDeitForImageClassification(VitfDeitPreTrainedModel):
-    """
-    DeiT with a classifier on the class token and, when distilled, another on the distillation token.
-
-    The two heads' mean is the prediction (section 4 of the paper). Without a teacher both heads learn the labels: the
-    original trains the class head alone then, which spoils the mean on new classes. A teacher's loss is the trainer's work.
-    """
+class VitfDeitForImageClassification(DistilledImageClassificationMixin, VitfDeitPreTrainedModel):
+    """DeiT with a classifier on the class token and, when distilled, another on the distillation token."""
 
     def __init__(self, config: VitfDeitConfig):
         super().__init__(config)
@@ -169,32 +145,6 @@ class VitfDeitForImageClassification(VitfDeitPreTrainedModel):
         if config.distilled:
             self.distillation_classifier = make_classifier(config.hidden_size, config.num_labels)
         self.post_init()
-
-    @can_return_tuple
-    def forward(
-        self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs
-    ) -> DeitImageClassifierOutput:
-        r"""
-        Args:
-            pixel_values (`torch.Tensor` of shape `(B, num_channels, H, W)`).
-            labels (`torch.Tensor`, *optional*): As in [`ImageClassificationMixin`].
-        """
-        outputs = self.deit(pixel_values, **kwargs)
-        heads = [self.classifier(outputs.pooler_output)]
-        if self.distillation_classifier is not None:
-            heads.append(self.distillation_classifier(outputs.last_hidden_state[:, 1]))
-        loss = None
-        if labels is not None:
-            loss = sum(self.loss_function(labels, logits, self.config, **kwargs) for logits in heads) / len(heads)
-        cls_logits, distillation_logits = heads if len(heads) == 2 else (None, None)
-        return DeitImageClassifierOutput(
-            loss=loss,
-            logits=sum(heads) / len(heads),
-            cls_logits=cls_logits,
-            distillation_logits=distillation_logits,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
 
 
 class VitfDeitForMaskedImageModeling(MaskedImageModelingMixin, VitfDeitPreTrainedModel):

@@ -3,12 +3,19 @@
 Shapes: B batch, N tokens, C channels, H x W pixels, h x w grid of a feature map.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
-from transformers.modeling_outputs import BackboneOutput, ImageClassifierOutput, MaskedImageModelingOutput
+from transformers.modeling_outputs import (
+    BackboneOutput,
+    ImageClassifierOutput,
+    MaskedImageModelingOutput,
+    ModelOutput,
+)
 from transformers.utils.generic import can_return_tuple
 
 
@@ -90,6 +97,60 @@ def make_classifier(in_features: int, num_labels: int) -> nn.Module:
     return nn.Linear(in_features, num_labels) if num_labels > 0 else nn.Identity()
 
 
+@dataclass
+class DistilledImageClassifierOutput(ModelOutput):
+    """
+    Args:
+        loss: Mean over both heads (one head: its own), if labels are given.
+        logits (`torch.Tensor` of shape `(B, num_labels)`): Mean of both heads.
+        cls_logits, distillation_logits (`torch.Tensor` of shape `(B, num_labels)`): Each head, for a distilled model.
+        hidden_states, attentions: As the encoder returns them.
+    """
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    cls_logits: torch.FloatTensor | None = None
+    distillation_logits: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+class DistilledImageClassificationMixin:
+    """
+    Forward pass of `...ForImageClassification` with a `classifier` on the pooled output and, when distilled (else `None`), a
+    `distillation_classifier` on the second token.
+
+    The two heads' mean is the prediction (arXiv 2012.12877, section 4). Without a teacher both heads learn the labels: the
+    original trains the class head alone then, which spoils the mean on new classes. A teacher's loss is the trainer's work.
+    """
+
+    @can_return_tuple
+    def forward(
+        self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs
+    ) -> DistilledImageClassifierOutput:
+        r"""
+        Args:
+            pixel_values (`torch.Tensor` of shape `(B, num_channels, H, W)`).
+            labels (`torch.Tensor`, *optional*): As in [`ImageClassificationMixin`].
+        """
+        outputs = self.base_model(pixel_values, **kwargs)
+        heads = [self.classifier(outputs.pooler_output)]
+        if self.distillation_classifier is not None:
+            heads.append(self.distillation_classifier(outputs.last_hidden_state[:, 1]))
+        loss = None
+        if labels is not None:
+            loss = sum(self.loss_function(labels, logits, self.config, **kwargs) for logits in heads) / len(heads)
+        cls_logits, distillation_logits = heads if len(heads) == 2 else (None, None)
+        return DistilledImageClassifierOutput(
+            loss=loss,
+            logits=sum(heads) / len(heads),
+            cls_logits=cls_logits,
+            distillation_logits=distillation_logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
 class MaskedImageModelingMixin:
     """
     Forward pass of `...ForMaskedImageModeling`: masked patches become a learned token, and a linear decoder predicts their
@@ -115,25 +176,35 @@ class MaskedImageModelingMixin:
         Args:
             pixel_values (`torch.Tensor` of shape `(B, num_channels, H, W)`).
             bool_masked_pos (`torch.BoolTensor` of shape `(B, N)`, *optional*):
-                True where a patch of the input is masked, N patches row by row.
+                True where the input is masked, for each cell of `config.stage_strides[0]` pixels, row by row.
 
         Returns:
             `loss` (if a mask is given): the mean absolute error over masked pixels; `reconstruction` (B, num_channels, H, W).
         """
         height, width = pixel_values.shape[-2:]
-        outputs = self.base_model(pixel_values, bool_masked_pos=bool_masked_pos, mask_token=self.mask_token, **kwargs)
+        visible, mask = pixel_values, None
+        if bool_masked_pos is not None:
+            rows, columns = self.config.stage_strides[0]
+            grid = (-(-height // rows), -(-width // columns))
+            mask = bool_masked_pos.reshape(-1, 1, *grid).bool()
+            mask = mask.repeat_interleave(rows, 2).repeat_interleave(columns, 3)[..., :height, :width]
+            # Where patches overlap, or mix before the mask token comes in, pixels of a masked one would be seen by others.
+            visible = pixel_values.masked_fill(mask, 0)
+        outputs = self.base_model(visible, bool_masked_pos=bool_masked_pos, mask_token=self.mask_token, **kwargs)
         prediction = self.decoder(self.base_model.feature_map(outputs.last_hidden_state, height, width))
         rows, columns = self.config.stage_strides[-1]
         # (B, channels * rows * columns, h, w) to (B, channels, h * rows, w * columns)
         blocks = prediction.unflatten(1, (-1, rows, columns)).permute(0, 1, 4, 2, 5, 3)
         # Padded windows can reach beyond the image: the prediction is cut back to it.
         reconstruction = blocks.flatten(4, 5).flatten(2, 3)[..., :height, :width]
+        if reconstruction.shape != pixel_values.shape:
+            raise ValueError(
+                f"image size {height}x{width} does not fit masked image modeling: height must be a multiple of {rows} and "
+                f"width a multiple of {columns}"
+            )
         loss = None
-        if bool_masked_pos is not None:
-            patch_rows, patch_columns = self.config.stage_strides[0]
-            grid = self.base_model.embeddings.patch_embeddings.grid(height, width)
-            mask = bool_masked_pos.reshape(-1, 1, *grid).to(reconstruction.dtype)
-            mask = mask.repeat_interleave(patch_rows, 2).repeat_interleave(patch_columns, 3)[..., :height, :width]
+        if mask is not None:
+            mask = mask.to(reconstruction.dtype)
             error = (reconstruction - pixel_values).abs() * mask
             loss = error.sum() / (mask.sum() * self.config.num_channels + 1e-5)
         return MaskedImageModelingOutput(

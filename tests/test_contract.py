@@ -811,7 +811,12 @@ def test_every_variant_is_valid(architecture, tmp_path):
 @every_case
 def test_config_refuses_what_it_does_not_know(case, tmp_path):
     config_class = architecture_of(case).config_class
-    for wrong, right in {"hiden_size": "hidden_size", "num_label": "num_labels", "out_feature": "out_features"}.items():
+    typing_errors = {
+        "initialiser_range": "initializer_range",
+        "num_label": "num_labels",
+        "out_feature": "out_features",
+    }
+    for wrong, right in typing_errors.items():
         with pytest.raises(ValueError, match=f"unknown field '{wrong}'; did you mean '{right}'"):
             config_class(**TINY[case], **{wrong: 1})
     with pytest.raises(StrictDataclassError, match="num_channels"):
@@ -819,8 +824,8 @@ def test_config_refuses_what_it_does_not_know(case, tmp_path):
     # A config.json with a field of another version is refused too, instead of building another model.
     tiny_config(case).save_pretrained(tmp_path)
     path = tmp_path / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "hiden_size": 64}))
-    with pytest.raises(ValueError, match="did you mean 'hidden_size'"):
+    path.write_text(json.dumps({**json.loads(path.read_text()), "initialiser_range": 0.1}))
+    with pytest.raises(ValueError, match="did you mean 'initializer_range'"):
         AutoConfig.from_pretrained(tmp_path)
 
 
