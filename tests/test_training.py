@@ -3,13 +3,16 @@
 import json
 import math
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import safetensors.torch
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 from models import tiny_config
+from PIL import Image
 from torch import nn
 from training_runs import STILL_RUN, TINY_RUN, read_lines, train_tiny
 from transformers import AutoImageProcessor, AutoModelForImageClassification
@@ -137,7 +140,7 @@ def test_options_that_change_no_number(tmp_path, option):
 
 def test_compiled_model_learns_the_same(tmp_path):
     train_tiny(tmp_path / "plain", STILL_RUN, max_steps=3)
-    train_tiny(tmp_path / "compiled", STILL_RUN, max_steps=3, compile=True)
+    train_tiny(tmp_path / "compiled", STILL_RUN, max_steps=3, compile=True, max_eval_samples=16)
     assert losses(tmp_path / "compiled") == pytest.approx(losses(tmp_path / "plain"), rel=1e-4)
     assert weights(tmp_path / "compiled").keys() == weights(tmp_path / "plain").keys()
 
@@ -202,6 +205,55 @@ def test_trained_folder_takes_new_classes_on_demand(tmp_path):
     assert not (tmp_path / "more").exists()
     train_tiny(tmp_path / "more", reset_head=True, **options)
     assert weights(tmp_path / "more")["classifier.weight"].shape[0] == 10
+
+
+class RecordingTracker(GeneralTracker):
+    """Keeps what it is told."""
+
+    name = "recording"
+    requires_logging_directory = False
+    told: ClassVar[list] = []
+
+    def __init__(self, run_name: str, **kwargs):
+        super().__init__()
+
+    @property
+    def tracker(self):
+        return self.told
+
+    def store_init_configuration(self, values: dict):
+        self.told.append(values)
+
+    def log(self, values: dict, step: int | None, **kwargs):
+        self.told.append((step, values))
+
+
+def test_trackers_hear_options_and_metrics(tmp_path, monkeypatch):
+    monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "recording", RecordingTracker)
+    monkeypatch.setattr(RecordingTracker, "told", [])
+    train_tiny(tmp_path / "run", max_steps=2, trackers=["recording"])
+    options, *logged = RecordingTracker.told
+    assert options["batch_size"] == 16
+    assert [step for step, _ in logged] == [1, 2, 2]
+    assert "train/loss" in logged[0][1]
+    assert "evaluation/accuracy" in logged[2][1]
+
+
+def test_broken_images_are_counted_and_listed(tmp_path, capsys):
+    for label, colour in enumerate(((255, 0, 0), (0, 255, 0))):
+        folder = tmp_path / "photos" / "train" / f"class{label}"
+        folder.mkdir(parents=True)
+        for number in range(12):
+            Image.new("RGB", (8, 8), colour).save(folder / f"{number}.png")
+        (folder / "broken.png").write_bytes(b"not an image")
+    options = {"dataset": str(tmp_path / "photos"), "max_train_samples": None, "batch_size": 8, "max_steps": 2}
+    train_tiny(tmp_path / "run", **options)
+    lines = (tmp_path / "run" / "bad_images.txt").read_text().splitlines()
+    assert len(lines) == 2
+    assert all("broken.png" in line for line in lines)
+    assert "skipped 2 images" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"broken\.png"):
+        train_tiny(tmp_path / "strict", on_bad_image="error", **options)
 
 
 # Optimiser

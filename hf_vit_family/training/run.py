@@ -1,9 +1,12 @@
 """A training run, from options to a model folder."""
 
+import contextlib
+import errno
 import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -11,7 +14,7 @@ from typing import Any
 import safetensors
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import gather_object, set_seed
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers.image_processing_utils import BaseImageProcessor
@@ -21,7 +24,7 @@ from ..cards import Evaluation, Training
 from ..data import DataBundle, DataConfig, load_data, train_collate
 from ..errors import UserError
 from ..evaluation import evaluate_model
-from ..files import sync_folder
+from ..files import sync_folder, write_text
 from ..options import make_options
 from ..plots import plot_curves
 from ..variants import list_variants
@@ -90,6 +93,19 @@ def make_accelerator(options: TrainingOptions) -> Accelerator:
         raise UserError(f"mixed_precision={options.optimization.mixed_precision}: {error}") from error
 
 
+@contextlib.contextmanager
+def full_disk_is_one_line(output: str) -> Iterator[None]:
+    """Turns the errors of a disk without room, wherever they come up, into a UserError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise UserError(
+            f"no room to write below {output} ({error.strerror}): make room and go on with --resume"
+        ) from error
+
+
 def train(options: TrainingOptions, command: str) -> dict[str, float]:
     """
     Trains a model and saves it with its processor, `training.json`, `evaluation.json`, `metrics.jsonl` and `curves.png`
@@ -99,11 +115,16 @@ def train(options: TrainingOptions, command: str) -> dict[str, float]:
         command: What the user ran; it goes into the records of the run.
 
     Returns:
-        The metrics of the weights that were saved.
+        The metrics of the weights that were saved: of the evaluation images, accuracies as fractions of 1.
 
     Raises:
         UserError: for input that does not fit. What is in the output folder by then stays whole.
     """
+    with full_disk_is_one_line(options.run.output):
+        return _train(options, command)
+
+
+def _train(options: TrainingOptions, command: str) -> dict[str, float]:
     check_trackers(options.run.trackers)
     accelerator = make_accelerator(options)
     if accelerator.is_main_process:
@@ -156,9 +177,22 @@ def train(options: TrainingOptions, command: str) -> dict[str, float]:
         if options.model.lora_rank:
             weights = merge_adapters(weights, options.model.lora_alpha / options.model.lora_rank)
         save(options, model, weights, processor, bundle, position, wall_seconds, command, accelerator)
+    report_bad_images(bundle, Path(options.run.output), accelerator)
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return {name: value for name, value in position.evaluation.items() if name != "num_images"}
+
+
+def report_bad_images(bundle: DataBundle, output: Path, accelerator: Accelerator) -> None:
+    """Lists the images that no process could read in `bad_images.txt`, and says how many they are."""
+    lines = set(gather_object(list(bundle.bad_images)))
+    path = output / "bad_images.txt"
+    if not accelerator.is_main_process or not lines:
+        return
+    if path.exists():  # from before the run was resumed
+        lines |= set(path.read_text(encoding="utf-8").splitlines())
+    write_text(path, "".join(f"{line}\n" for line in sorted(lines)))
+    print(f"skipped {len(lines)} images that cannot be read: {path}")
 
 
 def _plain(value: Any) -> Any:

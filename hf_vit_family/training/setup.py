@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+from accelerate.utils import LoggerType
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
@@ -130,5 +131,5 @@ def check_trackers(names: list[str]) -> None:
     for name in names:
         if name not in LOGGER_TYPE_TO_CLASS:
             raise UserError(unknown_name_message("tracker", name, LOGGER_TYPE_TO_CLASS))
-        if name not in available:
+        if name in LoggerType.list() and name not in available:
             raise UserError(f"tracker {name} is not installed: pip install {name}")
