@@ -84,7 +84,9 @@ class OptimizationOptions:
     ema_decay: float | None = _option(
         "keep an exponential moving average of the weights, and evaluate and save it", default=None
     )
-    mixed_precision: Literal["no", "bf16", "fp16"] = _option("precision of forward and backward passes", default="no")
+    mixed_precision: Literal["no", "bf16", "fp16"] | None = _option(
+        "precision of forward and backward passes; by default what accelerate launch was told, else no", default=None
+    )
     seed: int = _option("seed of weights, order, augmentation and dropout", default=0)
 
     def __post_init__(self):
