@@ -112,6 +112,39 @@ def _vit_pytorch_pit(name: str, config: VitfConfig) -> nn.Module:
     )
 
 
+def _vit_pytorch_t2t_vit(name: str, config: VitfConfig) -> nn.Module:
+    from vit_pytorch.t2t import T2TViT
+
+    # Its tokenizer keeps the width of unfolded windows: the nearest there is, and heavier.
+    return T2TViT(
+        image_size=pair(config.image_size)[0],
+        num_classes=config.num_labels,
+        dim=config.hidden_size,
+        depth=config.num_hidden_layers,
+        heads=config.num_attention_heads,
+        dim_head=config.hidden_size // config.num_attention_heads,
+        mlp_dim=round(config.mlp_ratio * config.hidden_size),
+        channels=config.num_channels,
+    )
+
+
+def _vit_pytorch_deepvit(name: str, config: VitfConfig) -> nn.Module:
+    from vit_pytorch.deepvit import DeepViT
+
+    # It re-attends in every layer, normalises the maps over the heads, and has linear patches alone.
+    return DeepViT(
+        image_size=pair(config.image_size)[0],
+        patch_size=pair(config.patch_size)[0],
+        num_classes=config.num_labels,
+        dim=config.hidden_size,
+        depth=config.num_hidden_layers,
+        heads=config.num_attention_heads,
+        dim_head=config.hidden_size // config.num_attention_heads,
+        mlp_dim=round(config.mlp_ratio * config.hidden_size),
+        channels=config.num_channels,
+    )
+
+
 def _torchvision_vit(name: str, config: VitfConfig) -> nn.Module:
     from torchvision.models import VisionTransformer
 
@@ -133,7 +166,7 @@ TIMM_NAMES: dict[str, str] = {
 
 # Library, then architecture: what builds the peer from a variant's name and configuration. timm finds its own by name.
 PEERS: dict[str, dict[str, Callable[[str, VitfConfig], nn.Module]]] = {
-    "timm": {"vit": _timm, "deit": _timm, "pit": _timm, "cait": _timm},
+    "timm": {"vit": _timm, "deit": _timm, "pit": _timm, "convit": _timm, "cait": _timm},
     "transformers": {"vit": _transformers_vit, "deit": _transformers_deit},
     "vit_pytorch": {
         "vit": _vit_pytorch_vit,
@@ -141,6 +174,8 @@ PEERS: dict[str, dict[str, Callable[[str, VitfConfig], nn.Module]]] = {
         "cct": _vit_pytorch_cct,
         "pit": _vit_pytorch_pit,
         "cait": _vit_pytorch_cait,
+        "t2t_vit": _vit_pytorch_t2t_vit,
+        "deepvit": _vit_pytorch_deepvit,
     },
     "torchvision": {"vit": _torchvision_vit, "deit": _torchvision_vit},
 }

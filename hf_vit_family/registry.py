@@ -102,9 +102,24 @@ ARCHITECTURES: dict[str, Architecture] = {
             "Stages, between which a depth-wise convolution pools the map of patch tokens.",
         ),
         Architecture(
+            "convit",
+            "ConViT: Improving Vision Transformers with Soft Convolutional Inductive Biases (arXiv 2103.10697)",
+            "First layers whose heads weigh content against relative position, and start out as a convolution.",
+        ),
+        Architecture(
             "cait",
             "Going deeper with Image Transformers (arXiv 2103.17239)",
             "Layer scale, heads that talk to each other, and a class token that only the last layers see.",
+        ),
+        Architecture(
+            "t2t_vit",
+            "Tokens-to-Token ViT: Training Vision Transformers from Scratch on ImageNet (arXiv 2101.11986)",
+            "Tokens are made in three steps: overlapping windows are unfolded, and attention mixes them in between.",
+        ),
+        Architecture(
+            "deepvit",
+            "DeepViT: Towards Deeper Vision Transformer (arXiv 2103.11886)",
+            "Re-attention: the heads' maps are mixed after the softmax and normalised over the batch.",
         ),
     )
 }

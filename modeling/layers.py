@@ -67,6 +67,15 @@ def init_torch_default(module: nn.Linear | nn.Conv2d) -> None:
         init.uniform_(module.bias, -bound, bound)
 
 
+def init_batch_norm(module: nn.BatchNorm2d) -> None:
+    """Weight 1, bias 0, and running statistics that have seen nothing."""
+    init.ones_(module.weight)
+    init.zeros_(module.bias)
+    init.zeros_(module.running_mean)
+    init.ones_(module.running_var)
+    init.zeros_(module.num_batches_tracked)
+
+
 def init_lecun_normal(weight: torch.Tensor) -> None:
     """
     Flax's lecun_normal: variance 1 / fan_in, cut at two standard deviations of the normal before the cut, whose deviation
@@ -90,5 +99,7 @@ def init_trunc_normal(module: nn.Module, std: float) -> None:
     elif isinstance(module, (nn.LayerNorm, nn.GroupNorm)):
         init.ones_(module.weight)
         init.zeros_(module.bias)
+    elif isinstance(module, nn.BatchNorm2d):
+        init_batch_norm(module)
     elif isinstance(module, LayerScale):
         init.constant_(module.weight, module.init_value)

@@ -38,6 +38,16 @@ _PIT = {
     "mlp_ratio": 2,
     "num_labels": 5,
 }
+_T2T = {
+    "image_size": 64,
+    "token_dim": 8,
+    "token_dropout_prob": 0.0,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "mlp_ratio": 2,
+    "num_labels": 5,
+}
 
 # Case to the fields of a tiny configuration. A case is the name of an architecture, or that name, "-" and an option.
 TINY: dict[str, dict[str, Any]] = {
@@ -66,7 +76,18 @@ TINY: dict[str, dict[str, Any]] = {
     "rvt-plain": {**_PLAIN, "head_dim": 16, "query_projection": "linear", "mlp_type": "plain"},
     "pit": {**_PIT, "distilled": True},
     "pit-plain": {**_PIT},
+    "convit": {**_PLAIN, "num_hidden_layers": 3, "num_attention_heads": 4, "local_up_to_layer": 2},
     "cait": {**_PLAIN, "class_attention_mlp_ratio": 2, "layer_scale_init_value": 0.1},
+    "t2t_vit": {**_T2T},
+    "t2t_vit-transformer": {**_T2T, "tokens_type": "transformer"},
+    "deepvit": {**_PLAIN, "apply_transform": [False, True]},
+    "deepvit-conv": {
+        **_PLAIN,
+        "patch_embedding_type": "convolutional",
+        "apply_transform": [True, False],
+        "transform_scale": True,
+        "scale_adjustment": 0.5,
+    },
 }
 
 # One case an architecture, for checks that cost seconds.

@@ -44,6 +44,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from hf_vit_family import ARCHITECTURES
 from hf_vit_family.modeling.attention import eager_attention_forward
 from hf_vit_family.modeling.configuration_vitf import pair
+from hf_vit_family.modeling.modeling_t2t_vit import sinusoid_table
 from hf_vit_family.registry import AUTO_CLASSES
 
 every_case = pytest.mark.parametrize("case", TINY)
@@ -55,9 +56,14 @@ trainable_head = pytest.mark.parametrize(("case", "head"), TRAINABLE_HEADS)
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 
 # Architectures that mix the heads' maps after the softmax.
-MIXES_HEADS = {"cait"}
+MIXES_HEADS = {"cait", "deepvit"}
 # Models all of whose attention layers mix heads: no implementation can take that over from them.
 OWN_MAPS = {("cait", "ForMaskedImageModeling"), ("cait", "Backbone")}
+# Beginning of a class name to the parameters that cannot change its loss while training: rounding is all their gradient.
+UNTRAINED = {
+    "VitfCait": r"mix_scores\.bias$",  # one number for all keys, which the softmax takes out
+    "VitfDeepvit": r"mixing\.bias$",  # one number for all entries of a map, which batch norm takes out
+}
 
 
 def first_output(model, *args, **kwargs) -> torch.Tensor:
@@ -67,11 +73,17 @@ def first_output(model, *args, **kwargs) -> torch.Tensor:
     return output[0] if isinstance(output, tuple) else output
 
 
+def is_trained(model, name: str) -> bool:
+    """Whether the loss depends on a parameter."""
+    patterns = [pattern for prefix, pattern in UNTRAINED.items() if type(model).__name__.startswith(prefix)]
+    return model.get_parameter(name).requires_grad and not any(re.search(pattern, name) for pattern in patterns)
+
+
 def gradients(model, inputs) -> dict[str, torch.Tensor]:
-    """The gradient of the loss for each parameter, by name."""
+    """The gradient of the loss for each parameter that it depends on, by name."""
     model.zero_grad()
     model(**inputs).loss.backward()
-    return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return {name: p.grad.clone() for name, p in model.named_parameters() if is_trained(model, name)}
 
 
 def test_every_architecture_has_a_tiny_case():
@@ -305,8 +317,9 @@ def test_attentions(case, head, implementation):
         plain, outputs = model(pixel_values), model(pixel_values, output_attentions=True)
     assert plain.attentions is None
     recorded = model.base_model._can_record_outputs["attentions"]
-    attention_class = getattr(recorded, "target_class", recorded)
-    layers = [module for module in model.modules() if isinstance(module, attention_class)]
+    recorded = recorded if isinstance(recorded, list) else [recorded]
+    attention_classes = tuple(getattr(each, "target_class", each) for each in recorded)
+    layers = [module for module in model.modules() if isinstance(module, attention_classes)]
     assert len(outputs.attentions) == len(layers) > 0
     for attention in outputs.attentions:
         assert attention.ndim == 4
@@ -407,9 +420,14 @@ def test_attention_dropout_reaches_every_implementation(case):
 @trainable_head
 def test_every_parameter_is_trained(case, head):
     model = tiny_model(case, head).train()
-    for name, gradient in gradients(model, training_inputs(model)).items():
+    trained = gradients(model, training_inputs(model))
+    for name, gradient in trained.items():
         assert gradient.isfinite().all(), name
         assert gradient.abs().max() > 0, name
+    largest = max(gradient.abs().max() for gradient in trained.values())
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and name not in trained:
+            assert parameter.grad.abs().max() < 1e-4 * largest, name
 
 
 @every_case
@@ -445,6 +463,9 @@ def test_drop_path_acts_only_while_training(case):
     model.train()
     assert not torch.allclose(first_output(model, pixel_values), first_output(model, pixel_values))
     without.train()
+    for module in without.modules():
+        if isinstance(module, nn.BatchNorm2d):  # the statistics of a batch are another matter
+            module.eval()
     torch.testing.assert_close(first_output(without, pixel_values), first_output(without.eval(), pixel_values))
 
 
@@ -696,8 +717,8 @@ def test_dense_prediction_models_stand_on_the_backbone(case):
 
 # Initialisation
 
-# Parameter to its distribution, the first pattern that matches counts: ("constant", value), ("normal", standard deviation)
-# or ("uniform", bound). Sources: google-research/vision_transformer@c6de1e5 vit_jax/models_vit.py with flax's defaults;
+# Parameter to its distribution, the first pattern that matches counts: ("constant", value), ("table", function of the shape),
+# ("normal", standard deviation) or ("uniform", bound). Sources: google-research/vision_transformer@c6de1e5 vit_jax/models_vit.py with flax's defaults;
 # facebookresearch/deit@7e160fe models.py with timm 0.3.2 and models_v2.py;
 # SHI-Labs/Compact-Transformers@cd11f09 src/utils/{tokenizer,transformers}.py.
 _WIDTH, _FAN_IN = 128, 8 * 8 * 3
@@ -736,7 +757,35 @@ INITIALISATION = {
         },
         {"base_dims": [64, 32, 32], "num_heads": [2, 4, 4], "num_labels": 64},
     ),
+    "convit": (
+        {
+            r"attention\.value\.weight": ("table", lambda shape: torch.eye(shape[0])),
+            r"attention\.gate": ("constant", 1.0),
+            # Four heads: the corners of a 2 x 2 kernel, by column and row, and the curvature.
+            r"attention\.position\.weight": (
+                "table",
+                lambda shape: torch.tensor([[-1.0, -1, -1], [-1, 1, -1], [1, -1, -1], [1, 1, -1]]),
+            ),
+            **_TRUNC_NORMAL,
+        },
+        {},
+    ),
     "cait": (_TRUNC_NORMAL, {}),
+    "t2t_vit": (
+        {
+            **_NORMS,
+            r"position_embeddings": ("table", lambda shape: sinusoid_table(*shape[1:])),
+            # Orthogonal rows of length sqrt(m), m the number of rows and 2 m that of columns.
+            r"random_features": ("normal", 0.5**0.5),
+            r"bias$": ("constant", 0.0),
+            r"(weight|token)$": ("normal", 0.02),
+        },
+        {"token_dim": 64},
+    ),
+    "deepvit": (
+        {r"mixing\.": ("uniform", 16**-0.5), **_TRUNC_NORMAL},
+        {"num_attention_heads": 16},
+    ),
     "cct": (
         {
             **_NORMS,
@@ -768,6 +817,9 @@ def test_initialisation(case, tmp_path):
             kind, value = next(expected for pattern, expected in patterns.items() if re.search(pattern, name))
             if kind == "constant":
                 assert (parameter == value).all(), name
+                continue
+            if kind == "table":
+                assert torch.equal(parameter, value(parameter.shape)), name
                 continue
             sample = parameter.detach().double()
             error = 5 / sample.numel() ** 0.5  # five standard errors, roughly

@@ -7,7 +7,18 @@ import torch
 from hf_vit_family.conversion import convert_checkpoint, export_checkpoint
 
 # Folder of cases to the architecture that runs them.
-ARCHITECTURE = {"vit": "vit", "deit": "deit", "deit3": "vit", "cct": "cct", "rvt": "rvt", "pit": "pit", "cait": "cait"}
+ARCHITECTURE = {
+    "vit": "vit",
+    "deit": "deit",
+    "deit3": "vit",
+    "cct": "cct",
+    "rvt": "rvt",
+    "pit": "pit",
+    "convit": "convit",
+    "cait": "cait",
+    "t2t_vit": "t2t_vit",
+    "deepvit": "deepvit",
+}
 CASES = [(folder, case) for folder in ARCHITECTURE for case in golden.cases(folder)]
 # Name in a case, or folder and name, to what our classifier returns under it.
 OUTPUTS = {
