@@ -203,6 +203,8 @@ def test_trained_folder_takes_new_classes_on_demand(tmp_path):
     with pytest.raises(UserError, match=r"10 classes.*--reset_head"):
         train_tiny(tmp_path / "more", **options)
     assert not (tmp_path / "more").exists()
+    with pytest.raises(UserError, match="did you mean 'hidden_size'"):
+        train_tiny(tmp_path / "more", **{**options, "set": {"hiden_size": 3}})
     train_tiny(tmp_path / "more", reset_head=True, **options)
     assert weights(tmp_path / "more")["classifier.weight"].shape[0] == 10
 

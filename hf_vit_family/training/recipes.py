@@ -133,9 +133,9 @@ RECIPES: dict[str, Recipe] = {
         ),
         Recipe(
             "finetune_imagenet",
-            "Fine-tunes a ViT-B/16 of ImageNet-21k (give it as --model) on ImageNet-1k.",
+            "Fine-tunes a ViT-B/16 of ImageNet-21k, a folder that vit-family convert made, on ImageNet-1k.",
             {
-                "model": "google/vit-base-patch16-224-in21k",
+                "model": "./vit_base_patch16_224_in21k",
                 "reset_head": True,
                 "dataset": "ILSVRC/imagenet-1k",
                 "epochs": 30,

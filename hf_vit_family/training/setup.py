@@ -52,7 +52,11 @@ def load_model(options: ModelOptions, bundle: DataBundle) -> PreTrainedModel:
         fields = {"image_size": size[0] if size[0] == size[1] else size, "num_channels": bundle.num_channels}
         return create_model(options.model, id2label=bundle.id2label, **{**fields, **options.set})
     try:
-        config = AutoConfig.from_pretrained(options.model, **options.set)
+        config, unknown = AutoConfig.from_pretrained(options.model, return_unused_kwargs=True, **options.set)
+        if unknown:
+            raise UserError(
+                unknown_name_message(f"field of {type(config).__name__}", next(iter(unknown)), vars(config))
+            )
         classes = len(bundle.id2label)
         if options.reset_head or config.num_labels == classes:
             config.id2label = bundle.id2label
