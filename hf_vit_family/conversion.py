@@ -102,8 +102,8 @@ class Layout:
 
 
 def layer_norm_eps(norm_layer: str) -> dict[str, float]:
-    """The field that a `norm_layer` argument sets, written as `"partial(torch.nn.LayerNorm, eps=1e-06)"`."""
-    found = re.search(r"LayerNorm, eps=([\d.e-]+)\)$", norm_layer)
+    """The field that a `norm_layer` argument sets: `"partial(torch.nn.LayerNorm, eps=1e-06)"`, `"LayerNorm(eps=1e-6)"`."""
+    found = re.search(r"LayerNorm(?:, |\()eps=([\d.e-]+)\)$", norm_layer)
     if found is None:
         raise ConversionError(
             f"norm_layer={norm_layer!r}: expected 'partial(torch.nn.LayerNorm, eps=...)'", "norm_layer"

@@ -121,6 +121,11 @@ ARCHITECTURES: dict[str, Architecture] = {
             "DeepViT: Towards Deeper Vision Transformer (arXiv 2103.11886)",
             "Re-attention: the heads' maps are mixed after the softmax and normalised over the batch.",
         ),
+        Architecture(
+            "localvit",
+            "LocalViT: Bringing Locality to Vision Transformers (arXiv 2104.05707)",
+            "Feed-forward layers with a depth-wise convolution over the map of patches.",
+        ),
     )
 }
 

@@ -67,6 +67,7 @@ TINY: dict[str, dict[str, Any]] = {
         "pooling": "mean",
         "qkv_bias": False,
     },
+    "vit-hybrid": {**_PLAIN, "resnet_depths": [1, 1], "resnet_width": 32},
     "deit": {**_PLAIN},
     "deit-plain": {**_PLAIN, "distilled": False},
     "cct": {**_CCT},
@@ -88,6 +89,8 @@ TINY: dict[str, dict[str, Any]] = {
         "transform_scale": True,
         "scale_adjustment": 0.5,
     },
+    "localvit": {**_PLAIN, "se_reduction": 8},
+    "localvit-eca": {**_PLAIN, "channel_attention": "eca", "hidden_act": "relu6"},
 }
 
 # One case an architecture, for checks that cost seconds.
@@ -95,6 +98,13 @@ PLAIN_CASES = [case for case in TINY if "-" not in case]
 HEADS = [(case, head) for case in TINY for head in ARCHITECTURES[case.partition("-")[0]].heads]
 PLAIN_HEADS = [(case, head) for case, head in HEADS if case in PLAIN_CASES]
 TRAINABLE_HEADS = [(case, head) for case, head in HEADS if head.startswith("For")]
+# For checks that cost seconds a head: all heads of the first architecture (their code is shared by the others), and of each
+# other one the classifier and the backbone, which between them run all that is its own.
+COSTLY_HEADS = [
+    (case, head)
+    for case, head in PLAIN_HEADS
+    if case == PLAIN_CASES[0] or head == "Backbone" or head.endswith("Classification")
+]
 
 
 def architecture_of(case: str) -> Architecture:
