@@ -1,0 +1,155 @@
+"""T2T-ViT: the original .pth.tar files, with performer and with transformer token modules."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from ..conversion import (
+    Layout,
+    Published,
+    Source,
+    count_indices,
+    fields_from_kwargs,
+    make_config,
+    shape_of,
+    square_image,
+)
+from ..modeling.configuration_t2t_vit import VitfT2tVitConfig
+from ..rules import Rule
+
+SOURCE = Source(
+    "yitu-opensource/T2T-ViT",
+    "0f63dc9558f4d192de926504dbddfa1b3f5db6ca",
+    "models/t2t_vit.py, models/token_performer.py, models/token_transformer.py",
+    "bsd-3-clause-clear",
+)
+
+# Inside a token module: name in the file to ours, by the type of the module.
+_TOKEN_LAYER = {
+    "performer": {
+        "kqv.*": "attention.kqv.*",
+        "proj.*": "attention.proj.*",
+        "w": "attention.random_features",
+        "mlp.0.*": "mlp.fc1.*",
+        "mlp.2.*": "mlp.fc2.*",
+    },
+    "transformer": {
+        "attn.qkv.weight": "attention.qkv.weight",
+        "attn.proj.*": "attention.proj.*",
+        "mlp.fc1.*": "mlp.fc1.*",
+        "mlp.fc2.*": "mlp.fc2.*",
+    },
+}
+_TOKEN_NORMS = {"norm1.*": "layernorm_before.*", "norm2.*": "layernorm_after.*"}
+
+
+def rules(config: VitfT2tVitConfig) -> list[Rule]:
+    """The table of the published `.pth.tar` files."""
+    module, token_layer = "tokens_to_token.attention{n+1}.", "embeddings.patch_embeddings.layers.{n}."
+    block, layer = "blocks.{i}.", "layers.{i}."
+    names = {**_TOKEN_NORMS, **_TOKEN_LAYER[config.tokens_type]}
+    return [
+        *(Rule(module + theirs, token_layer + ours) for theirs, ours in names.items()),
+        Rule("tokens_to_token.project.*", "embeddings.patch_embeddings.projection.*"),
+        Rule("cls_token", "embeddings.cls_token"),
+        Rule("pos_embed", "embeddings.position_embeddings.weight"),
+        Rule(block + "norm1.*", layer + "layernorm_before.*"),
+        Rule(block + "attn.qkv.*", layer + "attention.qkv.*"),
+        Rule(block + "attn.proj.*", layer + "attention.proj.*"),
+        Rule(block + "norm2.*", layer + "layernorm_after.*"),
+        Rule(block + "mlp.fc1.*", layer + "mlp.fc1.*"),
+        Rule(block + "mlp.fc2.*", layer + "mlp.fc2.*"),
+        Rule("norm.*", "layernorm.*"),
+        Rule("head.*", "classifier.*"),
+    ]
+
+
+_KWARGS = {
+    "img_size": "image_size",
+    "tokens_type": "tokens_type",
+    "in_chans": "num_channels",
+    "num_classes": "num_labels",
+    "embed_dim": "hidden_size",
+    "depth": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "mlp_ratio": "mlp_ratio",
+    "qkv_bias": "qkv_bias",
+    "drop_rate": "hidden_dropout_prob",
+    "attn_drop_rate": "attention_probs_dropout_prob",
+    "drop_path_rate": "drop_path_rate",
+    "token_dim": "token_dim",
+}
+
+
+def config_from_original(
+    kwargs: Mapping[str, Any], state_dict: Mapping[str, Tensor], **overrides: Any
+) -> VitfT2tVitConfig:
+    """
+    The configuration of a T2T-ViT checkpoint. The number of heads comes from `kwargs`, or from the published variant with the
+    same shapes.
+
+    Args:
+        kwargs: Keyword arguments of `T2T_ViT`; may be empty.
+        state_dict: The checkpoint.
+        overrides: Fields that replace what arguments and shapes say.
+    """
+    first = "tokens_to_token.attention1."
+    performer = first + "kqv.weight" in state_dict
+    width = shape_of("norm.weight", state_dict, 1)[0]
+    known = {
+        "tokens_type": "performer" if performer else "transformer",
+        "token_dropout_prob": 0.1 if performer else 0.0,
+        "token_dim": shape_of(first + "norm2.weight", state_dict, 1)[0],
+        "num_channels": shape_of(first + "norm1.weight", state_dict, 1)[0] // 49,
+        "hidden_size": width,
+        "num_hidden_layers": count_indices("blocks.{i}.norm1.weight", state_dict),
+        "mlp_ratio": shape_of("blocks.0.mlp.fc1.weight", state_dict, 2)[0] / width,
+        "qkv_bias": "blocks.0.attn.qkv.bias" in state_dict,
+    }
+    if "head.weight" in state_dict:
+        known["num_labels"] = shape_of("head.weight", state_dict, 2)[0]
+    if image := square_image(shape_of("pos_embed", state_dict, 3)[1] - 1, 16):
+        known["image_size"] = image
+    given = fields_from_kwargs(kwargs, _KWARGS, {"qk_scale": (None,), "norm_layer": ("torch.nn.LayerNorm",)})
+    ask_for = {"image_size": "pos_embed", "num_attention_heads": "blocks.0.attn.qkv.weight"}
+    return make_config(VitfT2tVitConfig, known, given, ask_for=ask_for, **overrides)
+
+
+LAYOUTS = {
+    "original": Layout(
+        rules=rules,
+        config=config_from_original,
+        requires=("tokens_to_token.attention{n+1}.norm1.weight", "tokens_to_token.project.weight", "pos_embed"),
+        suffix=".pth",
+        wrapper="state_dict_ema",
+    ),
+}
+
+_README = "README of yitu-opensource/T2T-ViT@0f63dc9"
+# Variant, file and ImageNet-1k top-1. The README's file of T2T-ViT-24 trained with token labelling is not here: it comes from
+# another code base, with a second head.
+_FILES = (
+    ("t2t_vit_7", "71.7_T2T_ViT_7", 71.7),
+    ("t2t_vit_10", "75.2_T2T_ViT_10", 75.2),
+    ("t2t_vit_12", "76.5_T2T_ViT_12", 76.5),
+    ("t2t_vit_14", "81.5_T2T_ViT_14", 81.5),
+    ("t2t_vit_14_384", "83.3_T2T_ViT_14", 83.3),
+    ("t2t_vit_19", "81.9_T2T_ViT_19", 81.9),
+    ("t2t_vit_24", "82.3_T2T_ViT_24", 82.3),
+    ("t2t_vit_t_14", "81.7_T2T_ViTt_14", 81.7),
+    ("t2t_vit_t_19", "82.4_T2T_ViTt_19", 82.4),
+    ("t2t_vit_t_24", "82.6_T2T_ViTt_24", 82.6),
+)
+CHECKPOINTS: dict[str, Published] = {
+    f"{variant}.in1k": Published(
+        f"https://github.com/yitu-opensource/T2T-ViT/releases/download/main/{file}.pth.tar",
+        top1,
+        _README,
+        "ImageNet-1k",
+        license="bsd-3-clause-clear",
+        license_source="that of the repository; none is stated for the weights",
+        wrapper="state_dict_ema",
+    )
+    for variant, file, top1 in _FILES
+}
