@@ -17,6 +17,10 @@ def _timm(name: str, config: VitfConfig) -> nn.Module:
     if not timm.is_model(timm_name):
         raise UserError(f"timm has no model named {timm_name!r}")
     kwargs: dict[str, Any] = {"num_classes": config.num_labels, "in_chans": config.num_channels}
+    if (
+        getattr(config, "hidden_act", "gelu") == "gelu_pytorch_tanh"
+    ):  # a slower kernel than the exact GELU of timm's default
+        kwargs["act_layer"] = "gelu_tanh"
     return timm.create_model(timm_name, img_size=pair(config.image_size), **kwargs)
 
 

@@ -67,8 +67,10 @@ class DeitLayer(GradientCheckpointingLayer):
         self.drop_path = DropPath(drop_path_rate)
 
     def forward(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
-        attention_output, _ = self.attention(self.layernorm_before(hidden_states), **kwargs)
-        hidden_states = hidden_states + self.drop_path(attention_output)
+        # Nested, not named step by step: what a name holds stays in memory until the layer ends.
+        hidden_states = hidden_states + self.drop_path(
+            self.attention(self.layernorm_before(hidden_states), **kwargs)[0]
+        )
         return hidden_states + self.drop_path(self.mlp(self.layernorm_after(hidden_states)))
 
 

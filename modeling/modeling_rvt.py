@@ -41,7 +41,7 @@ class RvtEmbeddings(nn.Module):
     def forward(self, pixel_values, bool_masked_pos=None, mask_token=None) -> torch.Tensor:
         patches = self.patch_embeddings(pixel_values)
         patches = masked_embeddings(patches, bool_masked_pos, mask_token)
-        return self.dropout(torch.cat((self.cls_token.expand(len(patches), -1, -1), patches), dim=1))
+        return self.dropout(torch.cat((self.cls_token.expand(patches.shape[0], -1, -1), patches), dim=1))
 
 
 class RvtConvQuery(nn.Module):
@@ -180,7 +180,7 @@ class VitfRvtModel(VitfRvtPreTrainedModel):
             mask_token (`torch.Tensor` of shape `(1, 1, C)`, *optional*): What masked patches become.
 
         Returns:
-            `last_hidden_state` (B, N, C), without a last norm; `pooler_output` (B, C);
+            `last_hidden_state` (B, N, C), after the last norm; `pooler_output` (B, C);
             `hidden_states`: the input of the first layer and the output of each; `attentions`: (B, h, N, N) a layer.
         """
         hidden_states = self.embeddings(pixel_values, bool_masked_pos, mask_token)
@@ -189,8 +189,9 @@ class VitfRvtModel(VitfRvtPreTrainedModel):
             kwargs["rotary"] = self.rotary(grid, hidden_states)
         for layer in self.layers:
             hidden_states = layer(hidden_states, grid=grid, **kwargs)
-        pooled = self.layernorm(hidden_states[:, 0])
-        return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=pooled)
+        # The original normalises the class token alone, its head's only input; masked image modeling reads the patches.
+        hidden_states = self.layernorm(hidden_states)
+        return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=hidden_states[:, 0])
 
     def feature_map(self, hidden_states: torch.Tensor, height: int, width: int) -> torch.Tensor:
         """Patch tokens of an image of `height` x `width` pixels as a map: (B, N, C) to (B, C, rows, columns)."""

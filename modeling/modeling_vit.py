@@ -29,6 +29,7 @@ from .modeling_vitf import (
     make_classifier,
     masked_embeddings,
 )
+from .resnet_stem import ResnetPatchEmbeddings, ResnetUnit
 
 
 class VitEmbeddings(nn.Module):
@@ -37,7 +38,12 @@ class VitEmbeddings(nn.Module):
     def __init__(self, config: VitfVitConfig):
         super().__init__()
         hidden_size = config.hidden_size
-        self.patch_embeddings = PatchEmbeddings(config.num_channels, hidden_size, config.patch_size)
+        if config.resnet_depths is None:
+            self.patch_embeddings = PatchEmbeddings(config.num_channels, hidden_size, config.patch_size)
+        else:
+            self.patch_embeddings = ResnetPatchEmbeddings(
+                config.num_channels, hidden_size, config.patch_size, config.resnet_width, config.resnet_depths
+            )
         self.cls_token = nn.Parameter(torch.zeros(1, 1, hidden_size)) if config.use_cls_token else None
         self.register_tokens = None
         if config.num_register_tokens:
@@ -86,10 +92,11 @@ class VitLayer(GradientCheckpointingLayer):
         self.drop_path = DropPath(drop_path_rate)
 
     def forward(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
-        attention_output, _ = self.attention(self.layernorm_before(hidden_states), **kwargs)
-        hidden_states = hidden_states + self.drop_path(self.layer_scale1(attention_output))
-        mlp_output = self.mlp(self.layernorm_after(hidden_states))
-        return hidden_states + self.drop_path(self.layer_scale2(mlp_output))
+        # Nested, not named step by step: what a name holds stays in memory until the layer ends.
+        hidden_states = hidden_states + self.drop_path(
+            self.layer_scale1(self.attention(self.layernorm_before(hidden_states), **kwargs)[0])
+        )
+        return hidden_states + self.drop_path(self.layer_scale2(self.mlp(self.layernorm_after(hidden_states))))
 
 
 class VitfVitPreTrainedModel(VitfPreTrainedModel):
@@ -116,10 +123,13 @@ class VitfVitPreTrainedModel(VitfPreTrainedModel):
         """Xavier uniform layers, LeCun normal patches, zero class token and head, as in models_vit.py."""
         if isinstance(module, nn.Conv2d):
             init_lecun_normal(module.weight)
-            init.zeros_(module.bias)
-        elif isinstance(module, nn.LayerNorm):
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, (nn.LayerNorm, nn.GroupNorm)):
             init.ones_(module.weight)
             init.zeros_(module.bias)
+        elif isinstance(module, ResnetUnit):
+            init.zeros_(module.norm3.weight)
         elif isinstance(module, nn.Linear):
             init.zeros_(module.weight)  # the classifier; layers inside the encoder follow below, from their parents
             if module.bias is not None:
