@@ -21,9 +21,9 @@ from ..conversion import (
     square_image,
 )
 from ..errors import ConversionError
-from ..modeling.configuration_vit import VitfVitConfig
+from ..modeling.configuration_vit import VitfVitConfig, resnet_stride
 from ..modeling.configuration_vitf import pair
-from ..rules import Concatenate, Permute, Reshape, Rule
+from ..rules import Concatenate, Permute, Reshape, Rule, find_indices
 
 SOURCE = Source(
     "google-research/vision_transformer",
@@ -41,6 +41,33 @@ FACEBOOK_COMMIT = "7e160fe43f0252d17191b71cbb5826254114ea5b"
 
 _PRE_LINEN = ("LayerNorm_0", "MultiHeadDotProductAttention_1", "LayerNorm_2", "MlpBlock_3")
 _LINEN = ("LayerNorm_0", "MultiHeadDotProductAttention_0", "LayerNorm_1", "MlpBlock_0")
+
+
+def _resnet_rules(config: VitfVitConfig) -> list[Rule]:
+    """The ResNet of a hybrid. Its norms are stored with the shape of a map."""
+    kernel = Permute(3, 2, 0, 1)
+
+    def norm(source: str, target: str, channels: int) -> list[Rule]:
+        shape = Reshape((1, 1, 1, channels), (channels,))
+        return [
+            Rule(f"{source}/scale", f"{target}.weight", shape),
+            Rule(f"{source}/bias", f"{target}.bias", shape),
+        ]
+
+    stem = "embeddings.patch_embeddings."
+    table = [
+        Rule("conv_root/kernel", stem + "root.weight", kernel),
+        *norm("gn_root", stem + "root_norm", config.resnet_width),
+    ]
+    for stage in range(len(config.resnet_depths)):
+        width = config.resnet_width * 2**stage
+        source, target = f"block{stage + 1}/unit{{u+1}}/", f"{stem}stages.{stage}.{{u}}."
+        for name, channels in {"1": width, "2": width, "3": 4 * width}.items():
+            table.append(Rule(f"{source}conv{name}/kernel", f"{target}conv{name}.weight", kernel))
+            table += norm(f"{source}gn{name}", f"{target}norm{name}", channels)
+        table.append(Rule(source + "conv_proj/kernel", target + "shortcut.weight", kernel))
+        table += norm(source + "gn_proj", target + "shortcut_norm", 4 * width)
+    return table
 
 
 def _flax_rules(config: VitfVitConfig, modules: tuple[str, ...]) -> list[Rule]:
@@ -79,6 +106,8 @@ def _flax_rules(config: VitfVitConfig, modules: tuple[str, ...]) -> list[Rule]:
             Rule(f"{mlp}/{source}/kernel", f"{layer}mlp.{target}.weight", Permute(1, 0)),
             Rule(f"{mlp}/{source}/bias", f"{layer}mlp.{target}.bias"),
         ]
+    if config.resnet_depths is not None:
+        rules += _resnet_rules(config)
     if config.use_cls_token:
         rules.append(Rule("cls", "embeddings.cls_token"))
     if config.representation_size is not None:
@@ -111,6 +140,19 @@ def _classifier(name: str) -> dict[str, Any]:
     return _CLASSIFIERS[name]
 
 
+def _resnet_depths(state_dict: Mapping[str, Tensor]) -> list[int]:
+    """Units of each stage; none where the ResNet is its root alone."""
+    units = [(each["s"], each["u"]) for each in find_indices("block{s+1}/unit{u+1}/conv1/kernel", state_dict)]
+    stages = range(max((stage for stage, _ in units), default=-1) + 1)
+    return [count_indices(f"block{stage + 1}/unit{{u+1}}/conv1/kernel", state_dict, "u") for stage in stages]
+
+
+def _resnet(resnet: Mapping[str, Any] | None) -> dict[str, Any]:
+    if resnet is None:
+        return {}
+    return {"resnet_depths": list(resnet["num_layers"]), "resnet_width": int(64 * resnet["width_factor"])}
+
+
 def _encoder(kwargs: Mapping[str, Any], width: int) -> dict[str, Any]:
     names = {
         "num_heads": "num_attention_heads",
@@ -134,12 +176,17 @@ def config_from_original(
         overrides: Fields that replace what arguments and shapes say.
     """
     rows, columns, channels, _ = shape_of("embedding/kernel", state_dict, 4)
+    known, stride = {}, 1
+    if "conv_root/kernel" in state_dict:
+        _, _, channels, known["resnet_width"] = shape_of("conv_root/kernel", state_dict, 4)
+        known["resnet_depths"] = _resnet_depths(state_dict)
+        stride = resnet_stride(known["resnet_depths"])
     width = common_size({"embedding/kernel": 3, "embedding/bias": 0, "Transformer/encoder_norm/scale": 0}, state_dict)
     block = "Transformer/encoderblock_{i}/"
     modules = _PRE_LINEN if any(f"/{_PRE_LINEN[1]}/" in key for key in state_dict) else _LINEN
     attention, mlp = (block.format(i=0) + module for module in (modules[1], modules[3]))
-    known = {
-        "patch_size": (rows, columns),
+    known |= {
+        "patch_size": (rows * stride, columns * stride),
         "num_channels": channels,
         "hidden_size": width,
         "num_hidden_layers": count_indices(f"{block}{modules[1]}/out/bias", state_dict),
@@ -169,13 +216,13 @@ def config_from_original(
             "num_classes": "num_labels",
             "hidden_size": "hidden_size",
             "representation_size": "representation_size",
-            "patches": lambda patches: {"patch_size": tuple(patches["size"])},
+            "patches": lambda patches: {"patch_size": tuple(side * stride for side in patches["size"])},
+            "resnet": _resnet,
             "classifier": _classifier,
             "transformer": lambda encoder: _encoder(encoder, width),
             "head_bias_init": ignored,
             "model_name": ignored,
         },
-        {"resnet": (None,)},
     )
     return make_config(VitfVitConfig, known, given, ask_for={"image_size": table}, **overrides)
 
@@ -524,6 +571,7 @@ def _timm_native(model: PreTrainedModel) -> dict[str, Any]:
 _PLAIN_POSITIONS = {"position_embedding_type": ("learned",), "num_register_tokens": (0,)}
 _TRANSFORMERS_HOLDS = {
     **_PLAIN_POSITIONS,
+    "resnet_depths": (None,),
     "use_cls_token": (True,),
     "pooling": ("cls",),
     "prefix_position_embeddings": (True,),
@@ -560,6 +608,7 @@ LAYOUTS = {
         source=Source("facebookresearch/deit", FACEBOOK_COMMIT, "models_v2.py", "apache-2.0"),
         holds={
             **_PLAIN_POSITIONS,
+            "resnet_depths": (None,),
             "prefix_position_embeddings": (False,),
             "use_cls_token": (True,),
             "pooling": ("cls",),
@@ -571,7 +620,12 @@ LAYOUTS = {
         config=timm_config,
         requires=("patch_embed.proj.weight", "blocks.{i}.attn.qkv.weight", "pos_embed"),
         forbids=("dist_token", "blocks.{i}.gamma_1", "fc_norm.*"),
-        holds={"position_embedding_type": ("learned",), "representation_size": (None,)},
+        holds={
+            "position_embedding_type": ("learned",),
+            "representation_size": (None,),
+            # timm's hybrids have other epsilons than the original in both norms of the ResNet.
+            "resnet_depths": (None,),
+        },
         native_config=_timm_native,
     ),
     **{
@@ -636,6 +690,10 @@ _ORIGINAL = (
     ("vit_large_patch16_224.sam_in1k", "sam/ViT-L_16", None, ""),
     ("vit_large_patch32_224.sam_in1k", "sam/ViT-L_32", None, ""),
     ("vit_small_patch16_224.sam_in1k", "sam/ViT-S_16", None, ""),
+    ("vit_base_r50_s16_224_in21k_pre_logits.orig_in21k", "imagenet21k/R50+ViT-B_16", None, ""),
+    ("vit_base_r26_s32_224_in21k_pre_logits.orig_in21k", "imagenet21k/R26+ViT-B_32", None, ""),
+    ("vit_large_r50_s32_224_in21k_pre_logits.orig_in21k", "imagenet21k/R50+ViT-L_32", None, ""),
+    ("vit_base_r50_s16_384.orig_in21k_ft_in1k", "imagenet21k+imagenet2012/R50+ViT-B_16", 84.988, TIMM_EVAL),
 )
 # Key, model, data, augmentation, weight decay, dropout and stochastic depth, fine-tuning (learning rate, size), top-1, who
 # measured it. arXiv 2106.10270; where the README of the repository and timm chose different runs, both are here.
@@ -710,6 +768,87 @@ _AUGREG = (
     ("vit_base_patch8_224.augreg_in21k_ft_in1k", "B_8", "i21k", "medium1", 0.1, 0.0, (0.01, 224), 85.838, TIMM_EVAL),
     ("vit_large_patch16_224.augreg_in21k_ft_in1k", "L_16", "i21k", "medium1", 0.1, 0.1, (0.01, 224), 85.856, TIMM_EVAL),
     ("vit_large_patch16_384.augreg_in21k_ft_in1k", "L_16", "i21k", "medium1", 0.1, 0.1, (0.01, 384), 87.096, TIMM_EVAL),
+    ("vit_large_r50_s32_224_in21k.augreg_in21k", "R50_L_32", "i21k", "medium1", 0.1, 0.1, None, None, ""),
+    (
+        "vit_large_r50_s32_384.augreg_readme_in21k_ft_in1k",
+        "R50_L_32",
+        "i21k",
+        "medium1",
+        0.1,
+        0.1,
+        (0.01, 384),
+        85.99,
+        _README_AUGREG,
+    ),
+    ("vit_small_r26_s32_224_in21k.augreg_in21k", "R26_S_32", "i21k", "light1", 0.1, 0.0, None, None, ""),
+    (
+        "vit_small_r26_s32_384.augreg_readme_in21k_ft_in1k",
+        "R26_S_32",
+        "i21k",
+        "light1",
+        0.1,
+        0.0,
+        (0.01, 384),
+        83.85,
+        _README_AUGREG,
+    ),
+    ("vit_tiny_r_s16_p8_224_in21k.augreg_in21k", "R_Ti_16", "i21k", "none", 0.03, 0.0, None, None, ""),
+    (
+        "vit_tiny_r_s16_p8_384.augreg_in21k_ft_in1k",
+        "R_Ti_16",
+        "i21k",
+        "none",
+        0.03,
+        0.0,
+        (0.03, 384),
+        75.962,
+        TIMM_EVAL,
+    ),
+    ("vit_tiny_r_s16_p8_224.augreg_in21k_ft_in1k", "R_Ti_16", "i21k", "none", 0.03, 0.0, (0.03, 224), 71.8, TIMM_EVAL),
+    (
+        "vit_small_r26_s32_224.augreg_in21k_ft_in1k",
+        "R26_S_32",
+        "i21k",
+        "light0",
+        0.03,
+        0.1,
+        (0.03, 224),
+        81.856,
+        TIMM_EVAL,
+    ),
+    (
+        "vit_small_r26_s32_384.augreg_in21k_ft_in1k",
+        "R26_S_32",
+        "i21k",
+        "medium2",
+        0.03,
+        0.0,
+        (0.03, 384),
+        84.066,
+        TIMM_EVAL,
+    ),
+    (
+        "vit_large_r50_s32_224.augreg_in21k_ft_in1k",
+        "R50_L_32",
+        "i21k",
+        "medium1",
+        0.1,
+        0.1,
+        (0.01, 224),
+        84.434,
+        TIMM_EVAL,
+    ),
+    (
+        "vit_large_r50_s32_384.augreg_in21k_ft_in1k",
+        "R50_L_32",
+        "i21k",
+        "medium2",
+        0.1,
+        0.0,
+        (0.01, 384),
+        86.188,
+        TIMM_EVAL,
+    ),
 )
 # Key, file, top-1 of the repository's README (README_revenge.md of facebookresearch/deit@7e160fe). arXiv 2204.07118.
 _DEIT3_FILES = (

@@ -4,7 +4,7 @@ from typing import Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
 
-from .configuration_vitf import HALF_MEAN, HALF_STD, IMAGENET_MEAN, IMAGENET_STD, VitfConfig, check_divides
+from .configuration_vitf import HALF_MEAN, HALF_STD, IMAGENET_MEAN, IMAGENET_STD, VitfConfig, check_divides, pair
 
 # Sizes: table 1 of arXiv 2010.11929 (base, large, huge) and table 2 of arXiv 2106.10270 (tiny, small).
 _TINY = {"hidden_size": 192, "num_attention_heads": 3}
@@ -14,6 +14,12 @@ _BASE = {"hidden_size": 768, "num_attention_heads": 12}
 _LARGE = {"hidden_size": 1024, "num_attention_heads": 16, "num_hidden_layers": 24}
 _HUGE = {"hidden_size": 1280, "num_attention_heads": 16, "num_hidden_layers": 32, "patch_size": 14}
 _AT_384 = {"image_size": 384, "crop_pct": 1.0}
+# google-research/vision_transformer@c6de1e5 vit_jax/configs/models.py. Of R50 in front of 16 pixel patches the last stage is
+# left out and its units are added to the one before.
+_R = {"resnet_depths": [], "patch_size": 32}
+_R26 = {"resnet_depths": [2, 2, 2, 2], "patch_size": 32}
+_R50 = {"resnet_depths": [3, 4, 6, 3], "patch_size": 32}
+_R50_16 = {"resnet_depths": [3, 4, 9], "patch_size": 16}
 _IN21K = {"num_labels": 21843}
 # google-research/vision_transformer@c6de1e5 vit_jax/configs/models.py, the "-gap-norep" configurations.
 _GAP = {"use_cls_token": False, "pooling": "mean"}
@@ -29,6 +35,11 @@ _DEIT3 = {
     "image_mean": IMAGENET_MEAN,
     "image_std": IMAGENET_STD,
 }
+
+
+def resnet_stride(depths: list[int]) -> int:
+    """Pixels for a step on the last map of a ResNet with these stages: the root's four, doubled by each stage but the first."""
+    return 4 * 2 ** max(len(depths) - 1, 0)
 
 
 @strict
@@ -61,6 +72,10 @@ class VitfVitConfig(VitfConfig):
         position_interpolation (`str`, *optional*, defaults to `"bilinear"`):
             How a learned table is resized to another grid: `"bilinear"` with aligned corners (the original) or
             `"bicubic"` (DeiT).
+        resnet_depths (`list[int]`, *optional*):
+            Hybrid: units of each stage of a ResNet that the patches are cut from (may be empty: its root alone); none by
+            default. `patch_size` stays in pixels of the image, a multiple of 4, doubled by each stage after the first.
+        resnet_width (`int`, *optional*, defaults to 64): Channels of the root of that ResNet; a multiple of 32.
         layer_scale_init_value (`float`, *optional*): Initial value of layer scale (arXiv 2103.17239); none by default.
         drop_path_schedule (`str`, *optional*, defaults to `"linear"`):
             `drop_path_rate` over depth: `"linear"` from 0, or `"constant"` (DeiT III).
@@ -112,6 +127,20 @@ class VitfVitConfig(VitfConfig):
         "vit_large_patch32_224_in21k_pre_logits": {**_LARGE, "patch_size": 32, **_IN21K, "representation_size": 1024},
         "vit_huge_patch14_224": {**_HUGE},
         "vit_huge_patch14_224_in21k_pre_logits": {**_HUGE, **_IN21K, "representation_size": 1280},
+        "vit_tiny_r_s16_p8_224": {**_TINY, **_R},
+        "vit_tiny_r_s16_p8_384": {**_TINY, **_R, **_AT_384},
+        "vit_tiny_r_s16_p8_224_in21k": {**_TINY, **_R, **_IN21K},
+        "vit_small_r26_s32_224": {**_SMALL, **_R26},
+        "vit_small_r26_s32_384": {**_SMALL, **_R26, **_AT_384},
+        "vit_small_r26_s32_224_in21k": {**_SMALL, **_R26, **_IN21K},
+        "vit_base_r26_s32_224": {**_BASE, **_R26},
+        "vit_base_r26_s32_224_in21k_pre_logits": {**_BASE, **_R26, **_IN21K, "representation_size": 768},
+        "vit_base_r50_s16_384": {**_BASE, **_R50_16, **_AT_384},
+        "vit_base_r50_s16_224_in21k_pre_logits": {**_BASE, **_R50_16, **_IN21K, "representation_size": 768},
+        "vit_large_r50_s32_224": {**_LARGE, **_R50},
+        "vit_large_r50_s32_384": {**_LARGE, **_R50, **_AT_384},
+        "vit_large_r50_s32_224_in21k": {**_LARGE, **_R50, **_IN21K},
+        "vit_large_r50_s32_224_in21k_pre_logits": {**_LARGE, **_R50, **_IN21K, "representation_size": 1024},
         "deit3_small_patch16_224": {**_SMALL, **_DEIT3},
         "deit3_small_patch16_384": {**_SMALL, **_DEIT3, **_AT_384},
         "deit3_medium_patch16_224": {**_MEDIUM, **_DEIT3},
@@ -136,9 +165,25 @@ class VitfVitConfig(VitfConfig):
     position_embedding_type: Literal["learned", "sincos", "rotary", "none"] = "learned"
     prefix_position_embeddings: bool = True
     position_interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    resnet_depths: list[int] | tuple[int, ...] | None = None
+    resnet_width: int = 64
     layer_scale_init_value: float | int | None = None
     drop_path_schedule: Literal["linear", "constant"] = "linear"
     initialization: Literal["jax", "trunc_normal"] = "jax"
+
+    def validate_resnet(self):
+        if self.resnet_depths is None:
+            return
+        stride = resnet_stride(self.resnet_depths)
+        if any(side % stride for side in pair(self.patch_size)):
+            raise ValueError(
+                f"VitfVitConfig: patch_size={self.patch_size} is not a multiple of {stride}, the stride of a ResNet with "
+                f"resnet_depths={self.resnet_depths}"
+            )
+        if self.resnet_width % 32:
+            raise ValueError(
+                f"VitfVitConfig: resnet_width={self.resnet_width} is not a multiple of 32, the groups of its norms"
+            )
 
     def validate_geometry(self):
         check_divides(self, "patch_size", "image_size")

@@ -67,7 +67,7 @@ TINY: dict[str, dict[str, Any]] = {
         "pooling": "mean",
         "qkv_bias": False,
     },
-    "vit-hybrid": {**_PLAIN, "resnet_depths": [1, 1], "resnet_width": 32},
+    "vit-hybrid": {**_PLAIN, "image_size": 64, "resnet_depths": [1, 1], "resnet_width": 32},
     "deit": {**_PLAIN},
     "deit-plain": {**_PLAIN, "distilled": False},
     "cct": {**_CCT},
