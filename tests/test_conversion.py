@@ -261,23 +261,26 @@ def _randomise(model):
 
 
 _TIMM = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 4, "num_classes": 5}
+_TIMM_PIT = {"img_size": 32, "patch_size": 8, "stride": 4, "depth": [1, 2], "heads": [2, 4], "base_dims": [8, 8]}
 
 
 @pytest.mark.parametrize(
     ("name", "arguments"),
     [
-        ("vit_base_patch16_224", {}),
-        ("vit_base_patch16_224", {"reg_tokens": 3, "no_embed_class": True}),
-        ("vit_base_patch16_224", {"class_token": False, "global_pool": "avg", "fc_norm": False}),
-        ("vit_base_patch16_224", {"img_size": (32, 48), "qkv_bias": False, "act_layer": "gelu_tanh"}),
-        ("deit3_base_patch16_224", {}),
-        ("deit_base_patch16_224", {}),
-        ("deit_base_distilled_patch16_224", {}),
-        ("cait_s24_224", {"img_size": (32, 48), "depth_token_only": 1, "mlp_ratio_token_only": 3}),
+        ("vit_base_patch16_224", _TIMM),
+        ("vit_base_patch16_224", _TIMM | {"reg_tokens": 3, "no_embed_class": True}),
+        ("vit_base_patch16_224", _TIMM | {"class_token": False, "global_pool": "avg", "fc_norm": False}),
+        ("vit_base_patch16_224", _TIMM | {"img_size": (32, 48), "qkv_bias": False, "act_layer": "gelu_tanh"}),
+        ("deit3_base_patch16_224", _TIMM),
+        ("deit_base_patch16_224", _TIMM),
+        ("deit_base_distilled_patch16_224", _TIMM),
+        ("cait_s24_224", _TIMM | {"img_size": (32, 48), "depth_token_only": 1, "mlp_ratio_token_only": 3}),
+        ("pit_s_224", _TIMM_PIT),
+        ("pit_s_distilled_224", _TIMM_PIT | {"img_size": (32, 48)}),
+        ("convit_base", _TIMM | {"embed_dim": 8, "local_up_to_layer": 1}),
     ],
 )
 def test_logits_equal_timms(name, arguments):
-    arguments = {**_TIMM, **arguments}
     peer = _randomise(timm.create_model(name, **arguments))
     family = name.partition("_")[0]
     architecture = {"deit3": "vit"}.get(family, family)
