@@ -67,8 +67,9 @@ UNTRAINED = {
     "VitfDeepvit": r"mixing\.bias$",  # one number for all entries of a map, which batch norm takes out
     # It changes the patches, of which the class token sees nothing more.
     "VitfLocalvitForImageClassification": r"layers\.1\.feed_forward\.",
-    # The queries of the patches, which the class token of the last layer does not ask.
+    # In the last layer the classifier reads what the class token asks for, and the decoder what the patches do.
     "VitfRvtForImageClassification": r"layers\.1\.attention\.query\.(depthwise|pointwise)\.",
+    "VitfRvtForMaskedImageModeling": r"layers\.1\.attention\.query\.cls_projection\.",
 }
 
 

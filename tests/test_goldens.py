@@ -29,6 +29,7 @@ OUTPUTS = {
     "logits_dist": lambda model, outputs, encoded: outputs.distillation_logits,
     "last_hidden_state": lambda model, outputs, encoded: encoded.last_hidden_state,
     "tokens": lambda model, outputs, encoded: encoded.last_hidden_state,
+    "rvt/last_hidden_state": lambda model, outputs, encoded: encoded.hidden_states[-1],
     "features": lambda model, outputs, encoded: encoded.pooler_output,
     "features_dist": lambda model, outputs, encoded: encoded.last_hidden_state[:, 1],
     "pit/features": lambda model, outputs, encoded: encoded.last_hidden_state[:, : model.pit.num_prefix_tokens],
@@ -61,7 +62,7 @@ def test_outputs_equal_the_originals(folder, name, dtype, tolerance):
     model.to(dtype)
     pixel_values = case.inputs["pixel_values"].to(dtype)
     with torch.no_grad():
-        outputs, encoded = model(pixel_values), model.base_model(pixel_values)
+        outputs, encoded = model(pixel_values), model.base_model(pixel_values, output_hidden_states=True)
     expected = (case.outputs.keys() | case.samples.keys()) - {EXACT_GELU}
     assert {"logits", "features"} <= expected
     for output in expected:
