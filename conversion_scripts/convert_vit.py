@@ -623,7 +623,7 @@ LAYOUTS = {
         holds={
             "position_embedding_type": ("learned",),
             "representation_size": (None,),
-            # timm's hybrids have other epsilons than the original in both norms of the ResNet.
+            # timm's hybrids standardise weights and normalise groups with other epsilons than the original.
             "resnet_depths": (None,),
         },
         native_config=_timm_native,
