@@ -81,7 +81,7 @@ class T2tVitKernelAttention(nn.Module):
         self.random_features = nn.Parameter(torch.zeros(config.token_dim // 2, config.token_dim), requires_grad=False)
 
     def log_features(self, states: torch.Tensor) -> torch.Tensor:
-        """Logarithm of the positive random features, up to the constant -log(m) / 2: (B, N, E) to (B, N, m)."""
+        """Logarithm of the positive random features, but for their factor 1 / sqrt(m): (B, N, E) to (B, N, m)."""
         norms = states.square().sum(-1, keepdim=True) / 2
         return nn.functional.linear(states, self.random_features.to(states.dtype)) - norms
 
@@ -92,10 +92,11 @@ class T2tVitKernelAttention(nn.Module):
         # Half precision is too narrow for exponentials and their sums; double stays double.
         accumulate = torch.float32 if value.dtype in (torch.float16, torch.bfloat16) else value.dtype
         log_query, log_key = (self.log_features(states.to(accumulate)) for states in (query, key))
-        query_features, key_features = (log.exp() / math.sqrt(log.shape[-1]) for log in (log_query, log_key))
+        query_features, key_features = log_query.exp(), log_key.exp()
         totals = torch.matmul(query_features, key_features.sum(1)[..., None])
         sums = torch.matmul(query_features, torch.matmul(key_features.transpose(1, 2), value.to(accumulate)))
-        context = (sums / (totals + 1e-8)).to(value.dtype)
+        # 1e-8 of the original, times m: so the factors 1 / m of both sums cancel, and are left out.
+        context = (sums / (totals + 1e-8 * self.random_features.shape[0])).to(value.dtype)
         probabilities = None
         if output_attentions:
             # Factors of a whole row or map cancel: taken out first, no row can underflow to 0 / 0.
@@ -162,10 +163,7 @@ class T2tVitTokenizer(nn.Module):
     def unfold(self, split: tuple[int, int, int], feature_map: torch.Tensor) -> torch.Tensor:
         """The windows of one soft split as tokens: (B, C, h, w) to (B, number of windows, C * kernel * kernel)."""
         kernel, stride, padding = split
-        padded = nn.functional.pad(feature_map, (padding,) * 4)
-        # One copy, into the layout that linear layers read; a channel's window is contiguous, row by row.
-        windows = padded.unfold(2, kernel, stride).unfold(3, kernel, stride)
-        return windows.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
+        return nn.functional.unfold(feature_map, kernel, padding=padding, stride=stride).transpose(1, 2)
 
 
 class T2tVitEmbeddings(nn.Module):
