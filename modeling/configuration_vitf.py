@@ -23,6 +23,7 @@ _TRANSFORMERS_KEYS = frozenset(
         *("model_type", "auto_map", "quantization_config", "custom_pipelines", "_commit_hash", "name_or_path"),
         *("use_cache", "distributed_config", "fusion_config"),  # Trainer writes use_cache into every config
         *("num_labels", "torch_dtype", "output_attentions", "attn_implementation", "experts_implementation"),
+        *("tie_word_embeddings",),  # generic tools set it on any model's configuration
         *("out_features", "out_indices", "stage_names"),
     }
 )

@@ -56,16 +56,19 @@ def masked_embeddings(
     embeddings: torch.Tensor, bool_masked_pos: torch.Tensor | None, mask_token: torch.Tensor | None
 ) -> torch.Tensor:
     """
-    Puts the mask token in place of masked patches.
+    Puts the mask token, or zeros where there is none, in place of masked patches.
 
     Args:
         embeddings (`torch.Tensor` of shape `(B, N, C)`): Patch tokens, before positions and prefix tokens.
         bool_masked_pos (`torch.BoolTensor` of shape `(B, N)`): True where a patch is masked.
-        mask_token (`torch.Tensor` of shape `(1, 1, C)`).
+        mask_token (`torch.Tensor` of shape `(1, 1, C)`, *optional*).
     """
     if bool_masked_pos is None:
         return embeddings
-    return torch.where(bool_masked_pos.flatten(1).bool()[..., None], mask_token.to(embeddings.dtype), embeddings)
+    mask = bool_masked_pos.flatten(1).bool()[..., None]
+    if mask_token is None:
+        return embeddings.masked_fill(mask, 0)
+    return torch.where(mask, mask_token.to(embeddings.dtype), embeddings)
 
 
 class ImageClassificationMixin:

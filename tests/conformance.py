@@ -27,7 +27,7 @@ SOURCES = CACHE / f"transformers-{transformers.__version__}"
 
 # Test to the reason why it cannot apply. Everything else must pass; what a test skips by itself is listed in the summary.
 NOT_APPLICABLE = {
-    "test_model_get_set_embeddings": "images have no table of input embeddings to exchange",
+    "test_model_get_set_embeddings": "asserts that the input embeddings are a table of vectors; ours are convolutions",
 }
 
 
@@ -71,7 +71,13 @@ class PipelineTest:
             scores = [answer["score"] for answer in results[0]]
             assert abs(sum(scores) - 1) < 1e-3
             assert scores == sorted(scores, reverse=True)
-        assert torch.tensor(pipe(examples, batch_size=2)[0] != []).all()
+        for batched, alone in zip(pipe(examples, batch_size=2), results, strict=True):
+            torch.testing.assert_close(self.numbers(batched), self.numbers(alone))
+        assert self.numbers(results[0]).isfinite().all()
+
+    def numbers(self, result):
+        """What a pipeline returned for one image, as a tensor."""
+        return torch.tensor([answer["score"] for answer in result] if isinstance(result[0], dict) else result)
 
 
 def photograph_path() -> Path:
@@ -170,6 +176,8 @@ def model_tester(case: str):
             self.hidden_size = config.stage_channels[-1]
             self.num_hidden_layers = len(config.stage_names) - 1
             self.num_attention_heads = getattr(config, "num_attention_heads", None)
+            self.mask_length = random_mask(config).shape[1]
+            self.num_masks = self.mask_length // 2
             with torch.no_grad():
                 self.seq_length = AutoModel.from_config(config)(random_pixels(config)).last_hidden_state.shape[1]
 
@@ -294,7 +302,7 @@ if __name__ == "__main__":
 
 import tempfile  # noqa: E402
 
-from models import PLAIN_CASES, TINY, architecture_of, random_pixels, tiny_config  # noqa: E402
+from models import PLAIN_CASES, TINY, architecture_of, random_mask, random_pixels, tiny_config  # noqa: E402
 
 from hf_vit_family.modeling.configuration_vitf import pair  # noqa: E402
 from hf_vit_family.modeling.image_processing_pil_vitf import VitfImageProcessorPil  # noqa: E402
