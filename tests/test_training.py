@@ -155,7 +155,6 @@ def test_linear_probe_trains_the_head_alone(tmp_path):
 
 
 def test_adapters_are_merged_into_a_plain_model(tmp_path):
-    pytest.importorskip("peft")
     train_tiny(tmp_path / "base", max_steps=2)
     start = str(tmp_path / "base")
     metrics = train_tiny(
