@@ -189,7 +189,9 @@ def run_benchmark(variant: str, libraries: list[str], config: BenchmarkConfig) -
     measurements = []
     for side in sides:
         ratios = [theirs / ours for theirs, ours in zip(times[side], times[OURS], strict=True)]
-        plain = models[side] if not config.compile else build(side, variant, BenchmarkConfig(overrides=config.overrides))
+        plain = (
+            models[side] if not config.compile else build(side, variant, BenchmarkConfig(overrides=config.overrides))
+        )
         measurements.append(
             Measurement(
                 library=side,
@@ -227,6 +229,19 @@ def format_table(variant: str, config: BenchmarkConfig, measurements: list[Measu
         if m.parameters != ours.parameters:
             lines.append(f"note: {m.library} has {m.parameters - ours.parameters:+,} parameters: not the same model")
     return "\n".join(lines)
+
+
+def format_overhead(variant: str, config: BenchmarkConfig) -> str:
+    """What the training loop adds to a bare PyTorch step of the variant, measured now, as a line for people."""
+    from .training.overhead import loop_overhead
+
+    model = create_model(variant, **config.overrides)
+    shape = (model.config.num_channels, *pair(model.config.image_size))
+    overhead = loop_overhead(model, shape, config.batch_size, steps=2 * config.rounds)
+    return (
+        f"{variant}: batch {config.batch_size}, a bare step takes {overhead.bare_milliseconds:.1f} ms, a step of the loop "
+        f"{overhead.loop_milliseconds:.1f} ms: {overhead.share:+.1%} (median of {2 * config.rounds} pairs)"
+    )
 
 
 def to_json(results: dict[str, list[Measurement]], config: BenchmarkConfig) -> str:

@@ -82,3 +82,11 @@ def test_benchmark_measures_both_sides_of_the_same_model(mode, tmp_path, capsys)
     shown = capsys.readouterr().out
     assert "transformers" in shown
     assert "not the same model" not in shown
+
+
+def test_benchmark_prints_what_the_training_loop_adds(capsys):
+    assert (
+        main(["benchmark", "vit_tiny_patch16_224", "--mode", "loop", "--rounds", "2", "--batch-size", "2", *TINY]) == 0
+    )
+    assert "a step of the loop" in capsys.readouterr().out
+    assert main(["benchmark", "vit_tiny_patch16_224", "--mode", "loop", "--against", "timm"]) == 2

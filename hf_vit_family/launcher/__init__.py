@@ -7,6 +7,7 @@ takes seconds: `vit-family --help` answers at once, and a command imports only w
 
 import argparse
 import importlib
+import logging
 import sys
 
 # Command: what it does, in one line. Each is a module of hf_vit_family.commands with `add_arguments(parser)` and `run(args)`.
@@ -47,6 +48,8 @@ def main(argv: list[str] | None = None) -> int:
         argv: Arguments without the program's name; those of the process by default.
     """
     args = make_parser().parse_args(argv)
+    # torchao, where it is installed, registers itself in a way that this torch warns its authors about on every start.
+    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
     command = importlib.import_module(f"hf_vit_family.commands.{args.command}")
     from hf_vit_family.errors import UserError
 
