@@ -111,7 +111,12 @@ def _timm_native(model: PreTrainedModel) -> dict[str, Any]:
 _LAYOUT = {
     "rules": rules,
     "config": config_from_original,
-    "requires": ("patch_embed.proj.weight", "pos_embed", "blocks.{i}.attn.gating_param", "blocks.{i}.attn.qk.weight"),
+    # More than a plain DeiT must have: from the first layer without a gate on, the keys are those of one.
+    "requires": (
+        "patch_embed.proj.weight",
+        "pos_embed",
+        *(f"blocks.{{i}}.attn.{key}" for key in ("gating_param", "qk.weight", "v.weight", "pos_proj.weight")),
+    ),
 }
 LAYOUTS = {
     "original": Layout(**_LAYOUT, suffix=".pth"),
