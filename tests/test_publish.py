@@ -239,7 +239,7 @@ def test_malformed_repository_id(repo_id):
 @pytest.mark.parametrize(
     ("file", "old", "new", "message"),
     [
-        ("modeling_deit.py", "logits=sum(heads) / len(heads)", "logits=sum(heads)", "logits differs"),
+        ("modeling_vitf.py", "logits=sum(heads) / len(heads)", "logits=sum(heads)", "logits differs"),
         ("layers.py", "import math\n", "import math\nimport hf_vit_family\n", "hf_vit_family"),
     ],
     ids=["other code", "code that needs the package"],
