@@ -70,7 +70,7 @@ RECIPES: dict[str, Recipe] = {
                 "horizontal_flip": 0.0,
                 "auto_augment": "trivialaugment",
                 "num_workers": 0,
-                "epochs": 60,
+                "epochs": 80,
                 "batch_size": 64,
                 "lr": 2e-3,
                 "warmup_epochs": 3,
