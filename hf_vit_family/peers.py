@@ -6,6 +6,7 @@ from typing import Any
 from torch import nn
 
 from .errors import UserError
+from .modeling.configuration_crossvit import VitfCrossvitConfig
 from .modeling.configuration_pit import VitfPitConfig
 from .modeling.configuration_vitf import VitfConfig, pair
 
@@ -149,6 +150,34 @@ def _vit_pytorch_deepvit(name: str, config: VitfConfig) -> nn.Module:
     )
 
 
+def _vit_pytorch_crossvit(name: str, config: VitfConfig) -> nn.Module:
+    from vit_pytorch.cross_vit import CrossViT
+
+    # It sees one image at both patch sizes, adds class tokens to their old ones and has linear patches alone.
+    small, large = (
+        {
+            "dim": config.hidden_sizes[branch],
+            "patch_size": config.patch_sizes[branch],
+            "enc_depth": config.depths[0][branch],
+            "enc_heads": config.num_heads[branch],
+            "enc_mlp_dim": round(config.mlp_ratios[branch] * config.hidden_sizes[branch]),
+            "enc_dim_head": config.hidden_sizes[branch] // config.num_heads[branch],
+        }
+        for branch in (0, 1)
+    )
+    return CrossViT(
+        image_size=pair(config.image_size)[0],
+        num_classes=config.num_labels,
+        **{f"sm_{key}": value for key, value in small.items()},
+        **{f"lg_{key}": value for key, value in large.items()},
+        cross_attn_depth=1,
+        cross_attn_heads=config.num_heads[1],
+        cross_attn_dim_head=config.hidden_sizes[1] // config.num_heads[1],
+        depth=len(config.depths),
+        channels=config.num_channels,
+    )
+
+
 def _torchvision_vit(name: str, config: VitfConfig) -> nn.Module:
     from torchvision.models import VisionTransformer
 
@@ -166,11 +195,13 @@ def _torchvision_vit(name: str, config: VitfConfig) -> nn.Module:
 # Names under which timm has a variant, where they are not ours.
 TIMM_NAMES: dict[str, str] = {
     **{name: f"{name}_224" for name in VitfPitConfig.VARIANTS},
+    # timm counts the pixels that come in.
+    **{name: name.replace("_224", "_240").replace("_384", "_408") for name in VitfCrossvitConfig.VARIANTS},
 }
 
 # Library, then architecture: what builds the peer from a variant's name and configuration. timm finds its own by name.
 PEERS: dict[str, dict[str, Callable[[str, VitfConfig], nn.Module]]] = {
-    "timm": {"vit": _timm, "deit": _timm, "pit": _timm, "convit": _timm, "cait": _timm},
+    "timm": {"vit": _timm, "deit": _timm, "pit": _timm, "convit": _timm, "cait": _timm, "crossvit": _timm},
     "transformers": {"vit": _transformers_vit, "deit": _transformers_deit},
     "vit_pytorch": {
         "vit": _vit_pytorch_vit,
@@ -180,6 +211,7 @@ PEERS: dict[str, dict[str, Callable[[str, VitfConfig], nn.Module]]] = {
         "cait": _vit_pytorch_cait,
         "t2t_vit": _vit_pytorch_t2t_vit,
         "deepvit": _vit_pytorch_deepvit,
+        "crossvit": _vit_pytorch_crossvit,
     },
     "torchvision": {"vit": _torchvision_vit, "deit": _torchvision_vit},
 }

@@ -126,6 +126,11 @@ ARCHITECTURES: dict[str, Architecture] = {
             "LocalViT: Bringing Locality to Vision Transformers (arXiv 2104.05707)",
             "Feed-forward layers with a depth-wise convolution over the map of patches.",
         ),
+        Architecture(
+            "crossvit",
+            "CrossViT: Cross-Attention Multi-Scale Vision Transformer for Image Classification (arXiv 2103.14899)",
+            "Two branches with small and large patches; the class token of each attends to the patches of the other.",
+        ),
     )
 }
 

@@ -38,6 +38,15 @@ _PIT = {
     "mlp_ratio": 2,
     "num_labels": 5,
 }
+_CROSSVIT = {
+    "image_size": 48,
+    "large_branch_scale": [2, 3],
+    "hidden_sizes": [24, 32],
+    "depths": [[1, 2], [1, 1]],
+    "num_heads": [2, 4],
+    "mlp_ratios": [2, 2],
+    "num_labels": 5,
+}
 _T2T = {
     "image_size": 64,
     "token_dim": 8,
@@ -91,6 +100,8 @@ TINY: dict[str, dict[str, Any]] = {
     },
     "localvit": {**_PLAIN, "se_reduction": 8},
     "localvit-eca": {**_PLAIN, "channel_attention": "eca", "hidden_act": "relu6"},
+    "crossvit": {**_CROSSVIT},
+    "crossvit-conv": {**_CROSSVIT, "patch_embedding_type": "convolutional"},
 }
 
 # One case an architecture, for checks that cost seconds.

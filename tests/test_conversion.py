@@ -261,6 +261,16 @@ def _randomise(model):
 
 
 _TIMM = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 4, "num_classes": 5}
+_TIMM_CROSSVIT = {
+    "img_size": 48,
+    "img_scale": (1.0, 2 / 3),
+    "patch_size": [12, 16],
+    "embed_dim": [24, 48],
+    "depth": [[1, 2, 0], [1, 1, 0]],
+    "num_heads": [3, 4],
+    "mlp_ratio": [2, 3, 1],
+    "num_classes": 5,
+}
 _TIMM_PIT = {"img_size": 32, "patch_size": 8, "stride": 4, "depth": [1, 2], "heads": [2, 4], "base_dims": [8, 8]}
 
 
@@ -278,6 +288,8 @@ _TIMM_PIT = {"img_size": 32, "patch_size": 8, "stride": 4, "depth": [1, 2], "hea
         ("pit_s_224", _TIMM_PIT),
         ("pit_s_distilled_224", _TIMM_PIT | {"img_size": (32, 48)}),
         ("convit_base", _TIMM | {"embed_dim": 8, "local_up_to_layer": 1}),
+        ("crossvit_15_240", _TIMM_CROSSVIT),
+        ("crossvit_15_dagger_240", _TIMM_CROSSVIT | {"img_size": (48, 72), "multi_conv": True}),
     ],
 )
 def test_logits_equal_timms(name, arguments):

@@ -20,6 +20,7 @@ ARCHITECTURE = {
     "t2t_vit": "t2t_vit",
     "deepvit": "deepvit",
     "localvit": "localvit",
+    "crossvit": "crossvit",
 }
 CASES = [(folder, case) for folder in ARCHITECTURE for case in golden.cases(folder)]
 # Name in a case, or folder and name, to what our classifier returns under it.
@@ -32,8 +33,14 @@ OUTPUTS = {
     "rvt/last_hidden_state": lambda model, outputs, encoded: encoded.hidden_states[-1],
     "features": lambda model, outputs, encoded: encoded.pooler_output,
     "features_dist": lambda model, outputs, encoded: encoded.last_hidden_state[:, 1],
+    "features_0": lambda model, outputs, encoded: encoded.pooler_output[:, : model.config.hidden_sizes[0]],
+    "features_1": lambda model, outputs, encoded: encoded.pooler_output[:, model.config.hidden_sizes[0] :],
+    "logits_branch0": lambda model, outputs, encoded: model.classifier.branch_logits(encoded.pooler_output)[0],
+    "logits_branch1": lambda model, outputs, encoded: model.classifier.branch_logits(encoded.pooler_output)[1],
     "pit/features": lambda model, outputs, encoded: encoded.last_hidden_state[:, : model.pit.num_prefix_tokens],
 }
+# Outputs whose float32 strays further, by this factor: timm's float32 run of the same weights is off by 1.08e-5 as well.
+COARSER = {"crossvit/features_1": 2, "crossvit/logits_branch1": 2}
 # The same flax files run with exact GELU, as timm and transformers do.
 EXACT_GELU = "logits_gelu_erf"
 
@@ -64,10 +71,12 @@ def test_outputs_equal_the_originals(folder, name, dtype, tolerance):
     with torch.no_grad():
         outputs, encoded = model(pixel_values), model.base_model(pixel_values, output_hidden_states=True)
     expected = (case.outputs.keys() | case.samples.keys()) - {EXACT_GELU}
-    assert {"logits", "features"} <= expected
+    assert "logits" in expected
+    assert expected & {"features", "features_0"}
     for output in expected:
         read = OUTPUTS.get(f"{folder}/{output}") or OUTPUTS[output]
-        assert case.compare(output, read(model, outputs, encoded)) < tolerance, output
+        allowed = tolerance * COARSER.get(f"{folder}/{output}", 1)
+        assert case.compare(output, read(model, outputs, encoded)) < allowed, output
 
 
 @pytest.mark.parametrize(("folder", "name"), [row for row in CASES if row[0] in ("vit", "vit_hybrid")])
