@@ -3,15 +3,18 @@
 Importing this package registers every architecture with transformers' Auto classes.
 """
 
+from .conversion import convert_checkpoint, export_checkpoint
 from .registry import ARCHITECTURES, get_architecture, register
 from .variants import create_config, create_model, create_processor, list_variants
 
 __version__ = "0.1.0"
 __all__ = [
     "ARCHITECTURES",
+    "convert_checkpoint",
     "create_config",
     "create_model",
     "create_processor",
+    "export_checkpoint",
     "get_architecture",
     "list_variants",
     "register",

@@ -158,11 +158,15 @@ def _weights_of_folder(folder: Path) -> list[Path]:
 
 def _download(source: str) -> Path:
     repository, _, name = source.partition(":")
+    if repository.startswith((".", "~")) or repository.count("/") != 1:  # a path: do not ask the Hub for it
+        raise UnreadableCheckpointError(f"{source!r}: no such file or folder, and no Hub id (owner/name)")
     try:
         if name:
             return Path(hf_hub_download(repository, name))
         present = {Path(file).suffix for file in HfApi().list_repo_files(repository) if "/" not in file}
-        weights = next((kind for kind in WEIGHTS if kind[1:] in present), WEIGHTS[0])
+        weights = next((kind for kind in WEIGHTS if kind[1:] in present), None)
+        if weights is None:
+            raise UnreadableCheckpointError(f"{source}: no weights; expected one of {', '.join(WEIGHTS)}")
         return Path(snapshot_download(repository, allow_patterns=["config.json", "preprocessor_config.json", weights]))
     except HFValidationError as error:
         raise UnreadableCheckpointError(f"{source!r} is neither a file, nor a folder, nor a Hub id") from error
@@ -180,6 +184,8 @@ def read_checkpoint(source: str | Path) -> CheckpointFile:
         UnreadableCheckpointError: naming the file, or the key in it, that is at fault.
     """
     path = Path(source)
+    # One file of a repository stands for itself: what else the cache holds of it may be of another layout, or not be there.
+    stands_alone = not path.exists() and ":" in str(source)
     if not path.exists():
         path = _download(str(source))
     paths = _weights_of_folder(path) if path.is_dir() else [path]
@@ -202,8 +208,8 @@ def read_checkpoint(source: str | Path) -> CheckpointFile:
         sha256=_sha256(paths),
         wrapper=wrapper,
         key_prefix=prefix,
-        metadata=_read_json(folder / "config.json"),
-        preprocessor=_read_json(folder / "preprocessor_config.json"),
+        metadata={} if stands_alone else _read_json(folder / "config.json"),
+        preprocessor={} if stands_alone else _read_json(folder / "preprocessor_config.json"),
     )
 
 

@@ -28,7 +28,11 @@ from .sources import Split, TableSource, evaluation_split, hold_out, open_source
 
 @dataclass
 class DataConfig(AugmentationConfig):
-    """Which images, how they are read, and how they are varied. Raises UserError for a value outside its range."""
+    """
+    Data.
+
+    Which images, how they are read, and how they are varied. Raises UserError for a value outside its range.
+    """
 
     dataset: str = field(
         default="digits",
@@ -41,19 +45,19 @@ class DataConfig(AugmentationConfig):
     )
     train_split: str = field(default="train", metadata={"help": "split to train on"})
     eval_split: str | None = field(
-        default=None, metadata={"help": "split to evaluate on (default: validation, val, valid, dev or test)"}
+        default=None, metadata={"help": "split to evaluate on; by default validation, val, valid, dev or test"}
     )
     eval_fraction: float = field(
         default=0.1, metadata={"help": "part of each class held out for evaluation where no split is meant for it"}
     )
-    image_column: str | None = field(default=None, metadata={"help": "column with the images (default: found)"})
-    label_column: str | None = field(default=None, metadata={"help": "column with the labels (default: found)"})
+    image_column: str | None = field(default=None, metadata={"help": "column with the images; found by default"})
+    label_column: str | None = field(default=None, metadata={"help": "column with the labels; found by default"})
     streaming: bool = field(default=False, metadata={"help": "read images as they come, for sets larger than the disk"})
     shuffle_buffer: int = field(
         default=10_000, metadata={"help": "images among which a streamed set is shuffled, in encoded form"}
     )
     image_size: int | None = field(
-        default=None, metadata={"help": "height and width in pixels (default: the processor's)"}
+        default=None, metadata={"help": "height and width in pixels; the processor's by default"}
     )
     max_train_samples: int | None = field(
         default=None, metadata={"help": "train on no more than this many images, drawn at random"}

@@ -32,7 +32,9 @@ def create_config(name: str, **overrides: Any) -> VitfConfig:
     config_class = find_variant(name).config_class
     try:
         return config_class.from_variant(name, **overrides)
-    except (ValueError, StrictDataclassError) as error:
+    except StrictDataclassError as error:  # wraps the validator's own message, which is the clear one
+        raise UserError(str(error.__cause__ or error)) from error
+    except ValueError as error:
         raise UserError(str(error)) from error
 
 

@@ -55,7 +55,7 @@ def test_info_shows_fields_counts_source_and_licence(capsys):
         (["info", "deit_tny_patch16_224"], "deit_tiny_patch16_224"),
         (["info", "vit_tiny_patch16_224", "--set", "hiden_size=3"], "hidden_size"),
         (["info", "vit_tiny_patch16_224", "--set", "hidden_size"], "FIELD=VALUE"),
-        (["info", "vit_tiny_patch16_224", "--set", "image_size=225"], "patch_size=16"),
+        (["info", "vit_tiny_patch16_224", "--set", "image_size=225"], "info: VitfVitConfig: image_size=225"),
         (["list", "nothing*"], "nothing*"),
         (["benchmark", "cct_2_3x2_32", "--against", "torchvision"], "torchvision has no cct"),
         (["benchmark", "vit_tiny_patch16_224", "--rounds", "1"], "--rounds 1"),
@@ -66,6 +66,40 @@ def test_what_a_user_can_mend_is_one_line_and_exit_code_2(argv, names, capsys):
     errors = capsys.readouterr().err.strip().splitlines()
     assert len(errors) == 1
     assert names in errors[0]
+
+
+@pytest.mark.parametrize(
+    ("argv", "names"),
+    [
+        (["trian"], "'trian'"),
+        (["predict", "--model", "x"], "IMAGE"),
+        (["train", "--batch_sise", "3"], "did you mean '--batch_size'?"),
+        (["evaluate", "--model", "x", "--dataset", "digits", "--on_bad_image", "keep"], "'skip', 'error'"),
+    ],
+)
+def test_a_command_line_that_does_not_parse_is_one_line_without_the_usage(argv, names, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(argv)
+    assert end.value.code == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 1
+    assert names in errors[0]
+
+
+@pytest.mark.parametrize(
+    ("argv", "names"),
+    [
+        (["--model", "vit_tiny_patch16_224", "--set", "num_channels=4", "patch_size=4"], "num_channels=4"),
+        (["--model", "./nowhere"], "'./nowhere': no such folder"),
+    ],
+)
+def test_a_model_that_cannot_be_trained_is_one_line_and_leaves_no_folder(argv, names, tmp_path, capsys):
+    output = tmp_path / "run"
+    assert main(["train", *argv, "--dataset", "digits", "--image_size", "16", "--output", str(output)]) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 1
+    assert names in errors[0]
+    assert not output.exists()
 
 
 @pytest.mark.parametrize("mode", ["forward", "train"])

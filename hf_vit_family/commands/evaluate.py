@@ -16,6 +16,7 @@ import shlex
 import sys
 import time
 from pathlib import Path
+from typing import get_args
 
 from torch.utils.data import DataLoader
 
@@ -24,6 +25,7 @@ from ..data import DataConfig, load_evaluation
 from ..errors import UserError
 from ..evaluation import evaluate_model, read_valid_labels
 from ..files import write_text
+from ..image_sets import OnBadImage
 from ..plots import plot_confusion
 from ..versions import library_versions
 from .predict import load_classifier
@@ -46,13 +48,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, metavar="FOLDER_OR_HUB_ID", help="an image classifier")
     fields = DataConfig.__dataclass_fields__
     for name in DATA_FIELDS:
-        default = fields[name].default
+        default, text = fields[name].default, fields[name].metadata["help"]
         parser.add_argument(
             f"--{name}",
             type=type(default) if default is not None else int if name == "max_eval_samples" else str,
             default=default,
             required=name == "dataset",
-            help=fields[name].metadata["help"],
+            choices=get_args(OnBadImage) if name == "on_bad_image" else None,
+            help=text if default is None or name == "dataset" else f"{text} (default: {default})",
         )
     parser.add_argument(
         "--eval_fraction",

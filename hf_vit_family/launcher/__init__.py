@@ -6,6 +6,7 @@ takes seconds: `vit-family --help` answers at once, and a command imports only w
 """
 
 import argparse
+import difflib
 import importlib
 import logging
 import sys
@@ -25,11 +26,26 @@ COMMANDS = {
 }
 
 
+class OneLineParser(argparse.ArgumentParser):
+    """A parser whose errors are one line and exit code 2, without the usage, and name the nearest valid option."""
+
+    def error(self, message: str):
+        self.exit(2, f"{self.prog}: {message}; see '{self.prog} --help'\n")
+
+    def parse_args(self, args=None, namespace=None):
+        namespace, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            options = [option for action in self._actions for option in action.option_strings]
+            near = difflib.get_close_matches(unknown[0].partition("=")[0], options, n=1, cutoff=0.5)
+            self.error(f"unknown argument {unknown[0]!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+        return namespace
+
+
 def make_parser() -> argparse.ArgumentParser:
     """The parser of the command's name; what follows the name belongs to the command's own parser."""
     width = max(map(len, COMMANDS))
     listing = "\n".join(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items())
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="vit-family",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Vision transformers for images and video as Hugging Face models.",
@@ -53,7 +69,7 @@ def main(argv: list[str] | None = None) -> int:
     command = importlib.import_module(f"hf_vit_family.commands.{args.command}")
     from hf_vit_family.errors import UserError
 
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog=f"vit-family {args.command}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description=command.__doc__,

@@ -6,7 +6,13 @@ from pathlib import Path
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from accelerate.utils import LoggerType
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.image_processing_utils import BaseImageProcessor
 
 from ..data import DataBundle, DataConfig
@@ -29,6 +35,8 @@ def load_processor(options: ModelOptions, data: DataConfig) -> BaseImageProcesso
             height, width = pair(options.set["image_size"])
             size = {"size": {"height": height, "width": width}}
         return create_processor(options.model, **size)
+    if not Path(options.model).exists() and options.model.startswith((".", "/", "~")):
+        raise UserError(f"model {options.model!r}: no such folder")
     if not Path(options.model).exists() and "/" not in options.model:
         raise UserError(
             unknown_name_message("variant", options.model, list_variants()) + "; nor is it a folder or Hub id"
@@ -37,6 +45,15 @@ def load_processor(options: ModelOptions, data: DataConfig) -> BaseImageProcesso
         return AutoImageProcessor.from_pretrained(options.model, **size)
     except (OSError, ValueError) as error:
         raise UserError(f"model {options.model!r} has no image processor that can be loaded: {error}") from error
+
+
+def _check_channels(config: PreTrainedConfig, bundle: DataBundle) -> None:
+    """Raises UserError where the model takes other channels than the processor prepares."""
+    if getattr(config, "num_channels", bundle.num_channels) != bundle.num_channels:
+        raise UserError(
+            f"num_channels={config.num_channels} does not fit: the processor's image_mean prepares images of "
+            f"{bundle.num_channels} channels"
+        )
 
 
 def load_model(options: ModelOptions, bundle: DataBundle) -> PreTrainedModel:
@@ -50,13 +67,16 @@ def load_model(options: ModelOptions, bundle: DataBundle) -> PreTrainedModel:
     if options.model in list_variants():
         size = bundle.description["image_size"]
         fields = {"image_size": size[0] if size[0] == size[1] else size, "num_channels": bundle.num_channels}
-        return create_model(options.model, id2label=bundle.id2label, **{**fields, **options.set})
+        model = create_model(options.model, id2label=bundle.id2label, **{**fields, **options.set})
+        _check_channels(model.config, bundle)
+        return model
     try:
         config, unknown = AutoConfig.from_pretrained(options.model, return_unused_kwargs=True, **options.set)
         if unknown:
             raise UserError(
                 unknown_name_message(f"field of {type(config).__name__}", next(iter(unknown)), vars(config))
             )
+        _check_channels(config, bundle)
         classes = len(bundle.id2label)
         if options.reset_head or config.num_labels == classes:
             config.id2label = bundle.id2label
