@@ -59,6 +59,7 @@ def test_info_shows_fields_counts_source_and_licence(capsys):
         (["list", "nothing*"], "nothing*"),
         (["benchmark", "cct_2_3x2_32", "--against", "torchvision"], "torchvision has no cct"),
         (["benchmark", "vit_tiny_patch16_224", "--rounds", "1"], "--rounds 1"),
+        (["benchmark", "vit_tiny_patch16_224", "--device", "quantum"], "--device quantum"),
     ],
 )
 def test_what_a_user_can_mend_is_one_line_and_exit_code_2(argv, names, capsys):

@@ -14,6 +14,8 @@ examples:
 
 import argparse
 
+import torch
+
 from ..benchmark import BenchmarkConfig, format_overhead, format_table, run_benchmark, to_json
 from ..errors import UserError
 from ..files import write_text
@@ -41,6 +43,10 @@ def run(args: argparse.Namespace) -> None:
             raise UserError(f"--{option.replace('_', '-')} {getattr(args, option)} is too small")
     if args.mode == "loop" and (args.against or args.json or args.compile or args.device != BenchmarkConfig().device):
         raise UserError("--mode loop takes no --against, --json, --compile or --device: it runs where Accelerate would")
+    try:
+        torch.empty(0, device=args.device)
+    except (RuntimeError, AssertionError) as error:  # an unknown name, no such device, torch built without it
+        raise UserError(f"--device {args.device}: {str(error).splitlines()[0]}") from error
     config = BenchmarkConfig(
         mode=args.mode,
         batch_size=args.batch_size,

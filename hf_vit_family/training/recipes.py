@@ -77,7 +77,8 @@ RECIPES: dict[str, Recipe] = {
                 "ema_decay": 0.99,
                 "eval_epochs": 10,
             },
-            "about a minute on 2 CPU cores",
+            "2 to 3 minutes on 2 CPU cores",
+            "98.61% of the 359 held-out images",
         ),
         Recipe(
             "mnist_vit",
@@ -150,6 +151,7 @@ RECIPES: dict[str, Recipe] = {
                 "eval_epochs": 2,
             },
             "an hour on one CPU core",
+            "81.33% of the 10,000 test images (a copy of CIFAR-10 stored as JPEG)",
         ),
         Recipe(
             "cifar10_short",
