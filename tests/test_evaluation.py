@@ -235,7 +235,6 @@ def test_the_command_refuses_more_classes_than_the_model_has(model_folder, tmp_p
     [
         (["--batch_size", "0"], "--batch_size 0"),
         (["--eval_fraction", "2"], "--eval_fraction 2.0"),
-        (["--on_bad_image", "hide"], "on_bad_image='hide'"),
         (["--eval_split", "dev"], "eval_split 'dev'"),
     ],
 )

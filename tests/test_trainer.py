@@ -5,7 +5,7 @@ import functools
 import numpy as np
 import pytest
 import torch
-from models import PLAIN_CASES, architecture_of, classification_head, tiny_config, tiny_model
+from models import PLAIN_CASES, architecture_of, classification_head, size_multiple, tiny_config, tiny_model
 from sklearn.datasets import load_digits
 from torch import nn
 from transformers import Trainer, TrainingArguments, set_seed
@@ -18,10 +18,11 @@ from hf_vit_family.modeling.image_processing_vitf import VitfImageProcessor
 def digits(case: str) -> tuple[VitfImageProcessor, list[dict], list[dict]]:
     """
     A processor, 400 scans to learn from and 100 others to be judged by (scikit-learn's `digits`, 8x8 pixels), prepared by
-    that processor: `pixel_values` (3, 16, 16) and `labels`.
+    that processor: `pixel_values` (3, H, W), at least 16x16 pixels, and `labels`.
     """
     variant = next(iter(architecture_of(case).config_class.VARIANTS), "vit_base_patch16_224")
-    processor = create_processor(variant, size={"height": 16, "width": 16}, crop_pct=1.0)
+    height, width = (-(-16 // multiple) * multiple for multiple in size_multiple(tiny_config(case)))
+    processor = create_processor(variant, size={"height": height, "width": width}, crop_pct=1.0)
     scans, labels = load_digits(return_X_y=True)
     images = np.repeat((scans[:500] * 15.9375).astype(np.uint8).reshape(-1, 8, 8, 1), 3, axis=3)
     pixel_values = processor(list(images), return_tensors="pt")["pixel_values"]
