@@ -5,6 +5,7 @@ Times are taken in interleaved rounds, because one machine's speed drifts more b
 differ: each round times every side once, and a ratio is taken within its round.
 """
 
+import gc
 import itertools
 import json
 import multiprocessing
@@ -123,7 +124,8 @@ def count_flops(model: nn.Module, shape: tuple[int, ...]) -> int:
 def _peak_memory(library: str, variant: str, config: BenchmarkConfig, results: multiprocessing.SimpleQueue) -> None:
     """In a process of its own: MiB that building the model and a few steps need beyond what the imports hold."""
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
-    build(library, variant, config)  # imports what is imported lazily
+    make_step(build(library, variant, config), variant, config)()  # what is imported or set up at the first use
+    gc.collect()
     if config.device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats()
     before = _resident("VmRSS")
@@ -150,7 +152,15 @@ def peak_memory(library: str, variant: str, config: BenchmarkConfig) -> float:
     context = multiprocessing.get_context("spawn")
     results = context.SimpleQueue()
     process = context.Process(target=_peak_memory, args=(library, variant, config, results))
-    process.start()
+    # glibc reads these at its start: with them it gives freed memory back at once, and the high-water mark is what was alive.
+    settings = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
+    try:
+        process.start()
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
     process.join()
     if process.exitcode != 0:
         raise RuntimeError(f"the memory run of {library} ended with exit code {process.exitcode}")
