@@ -31,6 +31,9 @@ NOT_APPLICABLE = {
     ("*", "test_model_get_set_embeddings"): (
         "asserts that the input embeddings are a table of vectors; ours are convolutions"
     ),
+    ("pit", "test_num_layers_is_small"): "asserts at most two layers; three stages have at least three",
+    ("convit", "test_num_layers_is_small"): "asserts at most two layers; two gated and one plain layer show both kinds",
+    ("crossvit", "test_attention_outputs"): "asserts num_hidden_layers maps; two branches and their fusion give more",
     ("cait", "test_attention_outputs"): (
         "asserts num_hidden_layers maps of all tokens; the layers of class attention give maps of the class token besides"
     ),
