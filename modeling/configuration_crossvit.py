@@ -141,6 +141,10 @@ class VitfCrossvitConfig(VitfConfig):
 
         return scaled(height), scaled(width)
 
+    @property
+    def pooler_output_size(self) -> int:
+        return sum(self.hidden_sizes)
+
     def feature_map_sizes(self, height: int, width: int) -> list[tuple[int, int]]:
         return super().feature_map_sizes(*self.branch_image_size(0, height, width))
 

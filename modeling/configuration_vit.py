@@ -193,5 +193,9 @@ class VitfVitConfig(VitfConfig):
         if self.position_embedding_type == "sincos" and self.hidden_size % 4:
             raise ValueError(f"VitfVitConfig: sincos positions need hidden_size % 4 == 0, not {self.hidden_size}")
 
+    @property
+    def pooler_output_size(self) -> int:
+        return self.representation_size or self.hidden_size
+
 
 __all__ = ["VitfVitConfig"]

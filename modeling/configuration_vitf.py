@@ -104,6 +104,11 @@ class VitfConfig(CodeFilesMixin, BackboneConfigMixin, PreTrainedConfig):
         return [self.hidden_size] * len(self.stage_names)
 
     @property
+    def pooler_output_size(self) -> int:
+        """Channels of the base model's `pooler_output`."""
+        return self.stage_channels[-1]
+
+    @property
     def stage_strides(self) -> list[tuple[int, int]]:
         """(vertical, horizontal) stride in pixels of the feature map of each stage."""
         return [pair(self.patch_size)] * len(self.stage_names)
@@ -141,6 +146,54 @@ class VitfConfig(CodeFilesMixin, BackboneConfigMixin, PreTrainedConfig):
         row = cls.VARIANTS[name]
         own = {key: row[key] for key in PREPROCESSING_KEYS if key in row}
         return {"image_size": pair(row.get("image_size", cls.image_size)), **cls.PREPROCESSING, **own}
+
+
+@strict
+class VitfPyramidConfig(VitfConfig):
+    r"""
+    Base of the configurations of hierarchical architectures: stages whose maps get smaller and wider.
+
+    Args:
+        patch_size (`int` or `(int, int)`, *optional*, defaults to 4): Stride of the first stage, in pixels.
+        hidden_sizes (`list[int]`): Channels of each stage.
+        depths (`list[int]`): Layers of each stage.
+        num_heads (`list[int]`): Attention heads of each stage.
+
+    The other fields are those of [`VitfConfig`].
+    """
+
+    # Fields with one entry a stage; an architecture adds its own.
+    PER_STAGE: ClassVar[tuple[str, ...]] = ("hidden_sizes", "depths", "num_heads")
+
+    patch_size: int | list[int] | tuple[int, int] = 4
+    hidden_sizes: list[int] | tuple[int, ...] = (64, 128, 256, 512)
+    depths: list[int] | tuple[int, ...] = (2, 2, 2, 2)
+    num_heads: list[int] | tuple[int, ...] = (1, 2, 4, 8)
+
+    def __post_init__(self, **kwargs):
+        for name in self.PER_STAGE:
+            setattr(self, name, list(getattr(self, name)))
+        super().__post_init__(**kwargs)
+
+    def validate_stages(self):
+        lengths = {name: len(getattr(self, name)) for name in self.PER_STAGE}
+        if len(set(lengths.values())) > 1:
+            counts = ", ".join(f"{name} {length}" for name, length in lengths.items())
+            raise ValueError(f"{type(self).__name__}: each field needs one entry a stage, but there are: {counts}")
+
+    @property
+    def num_hidden_layers(self) -> int:
+        """The number of stages: transformers counts hidden states by this name, and each stage gives one."""
+        return len(self.depths)
+
+    @property
+    def stage_channels(self) -> list[int]:
+        return [self.hidden_sizes[0], *self.hidden_sizes]
+
+    @property
+    def stage_strides(self) -> list[tuple[int, int]]:
+        rows, columns = pair(self.patch_size)
+        return [(rows, columns), *((rows * 2**stage, columns * 2**stage) for stage in range(len(self.depths)))]
 
 
 def check_divides(config: VitfConfig, divisor: str, *dividends: str) -> None:

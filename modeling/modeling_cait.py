@@ -23,7 +23,6 @@ from .modeling_vitf import (
     MaskedImageModelingMixin,
     VitfBackboneMixin,
     VitfPreTrainedModel,
-    make_classifier,
     masked_embeddings,
 )
 
@@ -236,43 +235,25 @@ class VitfCaitModel(VitfCaitPreTrainedModel):
         hidden_states = self.layernorm(torch.cat((cls_token, hidden_states), dim=1))
         return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=hidden_states[:, 0])
 
-    def feature_map(self, hidden_states: torch.Tensor, height: int, width: int) -> torch.Tensor:
-        """
-        Patch tokens of an image of `height` x `width` pixels as a map: (B, N, C) or, with the class token first, (B, 1 + N, C)
-        to (B, C, rows, columns).
-        """
-        rows, columns = self.embeddings.patch_embeddings.grid(height, width)
-        return hidden_states[:, -rows * columns :].transpose(1, 2).unflatten(2, (rows, columns)).contiguous()
-
 
 class VitfCaitForImageClassification(ImageClassificationMixin, VitfCaitPreTrainedModel):
     """CaiT with a linear classifier on the class token."""
 
-    def __init__(self, config: VitfCaitConfig):
-        super().__init__(config)
-        self.num_labels = config.num_labels
-        self.cait = VitfCaitModel(config)
-        self.classifier = make_classifier(config.hidden_size, config.num_labels)
-        self.post_init()
+    encoder_class = VitfCaitModel
 
 
 class VitfCaitForMaskedImageModeling(MaskedImageModelingMixin, VitfCaitPreTrainedModel):
     """CaiT that predicts the pixels of masked patches."""
 
-    def __init__(self, config: VitfCaitConfig):
-        super().__init__(config)
-        self.cait = VitfCaitModel(config, add_pooling_layer=False)
-        self.add_decoder()
-        self.post_init()
+    encoder_class = VitfCaitModel
+    encoder_kwargs = {"add_pooling_layer": False}
 
 
 class VitfCaitBackbone(VitfBackboneMixin, VitfCaitPreTrainedModel):
     """CaiT as a backbone: the patches of chosen layers as feature maps, all at the stride of the patch."""
 
-    def __init__(self, config: VitfCaitConfig):
-        super().__init__(config)
-        self.cait = VitfCaitModel(config, add_pooling_layer=False)
-        self.post_init()
+    encoder_class = VitfCaitModel
+    encoder_kwargs = {"add_pooling_layer": False}
 
 
 __all__ = [

@@ -25,7 +25,6 @@ from .modeling_vitf import (
     MaskedImageModelingMixin,
     VitfBackboneMixin,
     VitfPreTrainedModel,
-    make_classifier,
     masked_embeddings,
 )
 
@@ -200,40 +199,25 @@ class VitfCctModel(VitfCctPreTrainedModel):
             pooled = torch.matmul(weights.transpose(1, 2), hidden_states).squeeze(1)
         return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=pooled)
 
-    def feature_map(self, hidden_states: torch.Tensor, height: int, width: int) -> torch.Tensor:
-        """Tokens of an image of `height` x `width` pixels as a map: (B, N, C) to (B, C, rows, columns)."""
-        grid = self.embeddings.patch_embeddings.grid(height, width)
-        return hidden_states[:, self.num_prefix_tokens :].transpose(1, 2).unflatten(2, grid).contiguous()
-
 
 class VitfCctForImageClassification(ImageClassificationMixin, VitfCctPreTrainedModel):
     """CCT with a linear classifier on the pooled output."""
 
-    def __init__(self, config: VitfCctConfig):
-        super().__init__(config)
-        self.num_labels = config.num_labels
-        self.cct = VitfCctModel(config)
-        self.classifier = make_classifier(config.hidden_size, config.num_labels)
-        self.post_init()
+    encoder_class = VitfCctModel
 
 
 class VitfCctForMaskedImageModeling(MaskedImageModelingMixin, VitfCctPreTrainedModel):
     """CCT that predicts the pixels under masked tokens."""
 
-    def __init__(self, config: VitfCctConfig):
-        super().__init__(config)
-        self.cct = VitfCctModel(config, add_pooling_layer=False)
-        self.add_decoder()
-        self.post_init()
+    encoder_class = VitfCctModel
+    encoder_kwargs = {"add_pooling_layer": False}
 
 
 class VitfCctBackbone(VitfBackboneMixin, VitfCctPreTrainedModel):
     """CCT as a backbone: the tokens of chosen layers as feature maps, all at the stride of the tokenizer."""
 
-    def __init__(self, config: VitfCctConfig):
-        super().__init__(config)
-        self.cct = VitfCctModel(config, add_pooling_layer=False)
-        self.post_init()
+    encoder_class = VitfCctModel
+    encoder_kwargs = {"add_pooling_layer": False}
 
 
 __all__ = [

@@ -26,7 +26,6 @@ from .modeling_vitf import (
     MaskedImageModelingMixin,
     VitfBackboneMixin,
     VitfPreTrainedModel,
-    make_classifier,
     masked_embeddings,
 )
 
@@ -232,40 +231,23 @@ class VitfConvitModel(VitfConvitPreTrainedModel):
         hidden_states = self.layernorm(hidden_states)
         return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=hidden_states[:, 0])
 
-    def feature_map(self, hidden_states: torch.Tensor, height: int, width: int) -> torch.Tensor:
-        """Patch tokens of an image of `height` x `width` pixels as a map: (B, N, C) to (B, C, rows, columns)."""
-        rows, columns = self.embeddings.patch_embeddings.grid(height, width)
-        return hidden_states[:, -rows * columns :].transpose(1, 2).unflatten(2, (rows, columns)).contiguous()
-
 
 class VitfConvitForImageClassification(ImageClassificationMixin, VitfConvitPreTrainedModel):
     """ConViT with a linear classifier on the class token."""
 
-    def __init__(self, config: VitfConvitConfig):
-        super().__init__(config)
-        self.num_labels = config.num_labels
-        self.convit = VitfConvitModel(config)
-        self.classifier = make_classifier(config.hidden_size, config.num_labels)
-        self.post_init()
+    encoder_class = VitfConvitModel
 
 
 class VitfConvitForMaskedImageModeling(MaskedImageModelingMixin, VitfConvitPreTrainedModel):
     """ConViT that predicts the pixels of masked patches."""
 
-    def __init__(self, config: VitfConvitConfig):
-        super().__init__(config)
-        self.convit = VitfConvitModel(config)
-        self.add_decoder()
-        self.post_init()
+    encoder_class = VitfConvitModel
 
 
 class VitfConvitBackbone(VitfBackboneMixin, VitfConvitPreTrainedModel):
     """ConViT as a backbone: the patches of chosen layers as feature maps, all at the stride of the patch."""
 
-    def __init__(self, config: VitfConvitConfig):
-        super().__init__(config)
-        self.convit = VitfConvitModel(config)
-        self.post_init()
+    encoder_class = VitfConvitModel
 
 
 __all__ = [

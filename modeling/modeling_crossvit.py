@@ -305,11 +305,6 @@ class VitfCrossvitModel(VitfCrossvitPreTrainedModel):
             pooled = torch.cat((small[:, 0], self.large_layernorm(large[:, 0])), dim=1)
         return BaseModelOutputWithPooling(last_hidden_state=small, pooler_output=pooled)
 
-    def feature_map(self, hidden_states: torch.Tensor, height: int, width: int) -> torch.Tensor:
-        """Tokens (B, N, C) of the small branch, from an image of `height` x `width` pixels, as a map (B, C, rows, columns)."""
-        grid = self.embeddings.patch_embeddings.grid(height, width)
-        return hidden_states[:, 1:].transpose(1, 2).unflatten(2, grid).contiguous()
-
 
 class CrossvitClassifier(nn.Module):
     """The mean of a linear classifier of each branch: `pooler_output` (B, C + D) to (B, num_labels)."""
@@ -331,31 +326,24 @@ class CrossvitClassifier(nn.Module):
 class VitfCrossvitForImageClassification(ImageClassificationMixin, VitfCrossvitPreTrainedModel):
     """CrossViT with a linear classifier on the class token of each branch."""
 
-    def __init__(self, config: VitfCrossvitConfig):
-        super().__init__(config)
-        self.num_labels = config.num_labels
-        self.crossvit = VitfCrossvitModel(config)
-        self.classifier = CrossvitClassifier(config) if config.num_labels > 0 else nn.Identity()
-        self.post_init()
+    encoder_class = VitfCrossvitModel
+
+    def make_classifier(self) -> nn.Module:
+        return CrossvitClassifier(self.config) if self.config.num_labels > 0 else nn.Identity()
 
 
 class VitfCrossvitForMaskedImageModeling(MaskedImageModelingMixin, VitfCrossvitPreTrainedModel):
     """CrossViT that predicts the pixels of masked patches of the small branch."""
 
-    def __init__(self, config: VitfCrossvitConfig):
-        super().__init__(config)
-        self.crossvit = VitfCrossvitModel(config, add_pooling_layer=False)
-        self.add_decoder()
-        self.post_init()
+    encoder_class = VitfCrossvitModel
+    encoder_kwargs = {"add_pooling_layer": False}
 
 
 class VitfCrossvitBackbone(VitfBackboneMixin, VitfCrossvitPreTrainedModel):
     """CrossViT as a backbone: the patches of the small branch after chosen stages, all at the stride of its patch."""
 
-    def __init__(self, config: VitfCrossvitConfig):
-        super().__init__(config)
-        self.crossvit = VitfCrossvitModel(config, add_pooling_layer=False)
-        self.post_init()
+    encoder_class = VitfCrossvitModel
+    encoder_kwargs = {"add_pooling_layer": False}
 
 
 __all__ = [

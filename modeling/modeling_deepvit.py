@@ -23,7 +23,6 @@ from .modeling_vitf import (
     MaskedImageModelingMixin,
     VitfBackboneMixin,
     VitfPreTrainedModel,
-    make_classifier,
     masked_embeddings,
 )
 
@@ -194,40 +193,23 @@ class VitfDeepvitModel(VitfDeepvitPreTrainedModel):
         hidden_states = self.layernorm(hidden_states)
         return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=hidden_states[:, 0])
 
-    def feature_map(self, hidden_states: torch.Tensor, height: int, width: int) -> torch.Tensor:
-        """Patch tokens of an image of `height` x `width` pixels as a map: (B, N, C) to (B, C, rows, columns)."""
-        grid = self.embeddings.patch_embeddings.grid(height, width)
-        return hidden_states[:, self.num_prefix_tokens :].transpose(1, 2).unflatten(2, grid).contiguous()
-
 
 class VitfDeepvitForImageClassification(ImageClassificationMixin, VitfDeepvitPreTrainedModel):
     """DeepViT with a linear classifier on the class token."""
 
-    def __init__(self, config: VitfDeepvitConfig):
-        super().__init__(config)
-        self.num_labels = config.num_labels
-        self.deepvit = VitfDeepvitModel(config)
-        self.classifier = make_classifier(config.hidden_size, config.num_labels)
-        self.post_init()
+    encoder_class = VitfDeepvitModel
 
 
 class VitfDeepvitForMaskedImageModeling(MaskedImageModelingMixin, VitfDeepvitPreTrainedModel):
     """DeepViT that predicts the pixels of masked patches."""
 
-    def __init__(self, config: VitfDeepvitConfig):
-        super().__init__(config)
-        self.deepvit = VitfDeepvitModel(config)
-        self.add_decoder()
-        self.post_init()
+    encoder_class = VitfDeepvitModel
 
 
 class VitfDeepvitBackbone(VitfBackboneMixin, VitfDeepvitPreTrainedModel):
     """DeepViT as a backbone: the tokens of chosen layers as feature maps, all at the stride of the patch."""
 
-    def __init__(self, config: VitfDeepvitConfig):
-        super().__init__(config)
-        self.deepvit = VitfDeepvitModel(config)
-        self.post_init()
+    encoder_class = VitfDeepvitModel
 
 
 __all__ = [

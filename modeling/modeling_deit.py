@@ -23,7 +23,6 @@ from .modeling_vitf import (
     MaskedImageModelingMixin,
     VitfBackboneMixin,
     VitfPreTrainedModel,
-    make_classifier,
     masked_embeddings,
 )
 
@@ -129,43 +128,23 @@ class VitfDeitModel(VitfDeitPreTrainedModel):
         hidden_states = self.layernorm(hidden_states)
         return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=hidden_states[:, 0])
 
-    def feature_map(self, hidden_states: torch.Tensor, height: int, width: int) -> torch.Tensor:
-        """Patch tokens of an image of `height` x `width` pixels as a map: (B, N, C) to (B, C, rows, columns)."""
-        grid = self.embeddings.patch_embeddings.grid(height, width)
-        return hidden_states[:, self.num_prefix_tokens :].transpose(1, 2).unflatten(2, grid).contiguous()
-
 
 class VitfDeitForImageClassification(DistilledImageClassificationMixin, VitfDeitPreTrainedModel):
     """DeiT with a classifier on the class token and, when distilled, another on the distillation token."""
 
-    def __init__(self, config: VitfDeitConfig):
-        super().__init__(config)
-        self.num_labels = config.num_labels
-        self.deit = VitfDeitModel(config)
-        self.classifier = make_classifier(config.hidden_size, config.num_labels)
-        self.distillation_classifier = None
-        if config.distilled:
-            self.distillation_classifier = make_classifier(config.hidden_size, config.num_labels)
-        self.post_init()
+    encoder_class = VitfDeitModel
 
 
 class VitfDeitForMaskedImageModeling(MaskedImageModelingMixin, VitfDeitPreTrainedModel):
     """DeiT that predicts the pixels of masked patches."""
 
-    def __init__(self, config: VitfDeitConfig):
-        super().__init__(config)
-        self.deit = VitfDeitModel(config)
-        self.add_decoder()
-        self.post_init()
+    encoder_class = VitfDeitModel
 
 
 class VitfDeitBackbone(VitfBackboneMixin, VitfDeitPreTrainedModel):
     """DeiT as a backbone: the tokens of chosen layers as feature maps, all at the stride of the patch."""
 
-    def __init__(self, config: VitfDeitConfig):
-        super().__init__(config)
-        self.deit = VitfDeitModel(config)
-        self.post_init()
+    encoder_class = VitfDeitModel
 
 
 __all__ = [

@@ -27,7 +27,6 @@ from .modeling_vitf import (
     MaskedImageModelingMixin,
     VitfBackboneMixin,
     VitfPreTrainedModel,
-    make_classifier,
     masked_embeddings,
 )
 
@@ -196,40 +195,23 @@ class VitfLocalvitModel(VitfLocalvitPreTrainedModel):
         hidden_states = self.layernorm(hidden_states)
         return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=hidden_states[:, 0])
 
-    def feature_map(self, hidden_states: torch.Tensor, height: int, width: int) -> torch.Tensor:
-        """Patch tokens of an image of `height` x `width` pixels as a map: (B, N, C) to (B, C, rows, columns)."""
-        grid = self.embeddings.patch_embeddings.grid(height, width)
-        return hidden_states[:, self.num_prefix_tokens :].transpose(1, 2).unflatten(2, grid).contiguous()
-
 
 class VitfLocalvitForImageClassification(ImageClassificationMixin, VitfLocalvitPreTrainedModel):
     """LocalViT with a linear classifier on the class token."""
 
-    def __init__(self, config: VitfLocalvitConfig):
-        super().__init__(config)
-        self.num_labels = config.num_labels
-        self.localvit = VitfLocalvitModel(config)
-        self.classifier = make_classifier(config.hidden_size, config.num_labels)
-        self.post_init()
+    encoder_class = VitfLocalvitModel
 
 
 class VitfLocalvitForMaskedImageModeling(MaskedImageModelingMixin, VitfLocalvitPreTrainedModel):
     """LocalViT that predicts the pixels of masked patches."""
 
-    def __init__(self, config: VitfLocalvitConfig):
-        super().__init__(config)
-        self.localvit = VitfLocalvitModel(config)
-        self.add_decoder()
-        self.post_init()
+    encoder_class = VitfLocalvitModel
 
 
 class VitfLocalvitBackbone(VitfBackboneMixin, VitfLocalvitPreTrainedModel):
     """LocalViT as a backbone: the tokens of chosen layers as feature maps, all at the stride of the patch."""
 
-    def __init__(self, config: VitfLocalvitConfig):
-        super().__init__(config)
-        self.localvit = VitfLocalvitModel(config)
-        self.post_init()
+    encoder_class = VitfLocalvitModel
 
 
 __all__ = [

@@ -22,9 +22,8 @@ from .layers import DropPath, Mlp, drop_path_rates, init_torch_default
 from .modeling_vitf import (
     DistilledImageClassificationMixin,
     MaskedImageModelingMixin,
-    VitfBackboneMixin,
+    PyramidBackboneMixin,
     VitfPreTrainedModel,
-    make_classifier,
     masked_embeddings,
 )
 
@@ -197,50 +196,23 @@ class VitfPitModel(VitfPitPreTrainedModel):
         hidden_states = self.layernorm(hidden_states)
         return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=hidden_states[:, 0])
 
-    def feature_map(self, hidden_states: torch.Tensor, height: int, width: int) -> torch.Tensor:
-        """Tokens (B, N, C) of any stage, from an image of `height` x `width` pixels, as a map (B, C, rows, columns)."""
-        patches = hidden_states[:, self.num_prefix_tokens :]
-        # Each stage has fewer patches than the one before, until there is a single one.
-        sizes = self.config.feature_map_sizes(height, width)
-        grid = next((rows, columns) for rows, columns in sizes if rows * columns == patches.shape[1])
-        return patches.transpose(1, 2).unflatten(2, grid).contiguous()
-
 
 class VitfPitForImageClassification(DistilledImageClassificationMixin, VitfPitPreTrainedModel):
     """PiT with a classifier on the class token and, when distilled, another on the distillation token."""
 
-    def __init__(self, config: VitfPitConfig):
-        super().__init__(config)
-        self.num_labels = config.num_labels
-        self.pit = VitfPitModel(config)
-        self.classifier = make_classifier(config.stage_channels[-1], config.num_labels)
-        self.distillation_classifier = None
-        if config.distilled:
-            self.distillation_classifier = make_classifier(config.stage_channels[-1], config.num_labels)
-        self.post_init()
+    encoder_class = VitfPitModel
 
 
 class VitfPitForMaskedImageModeling(MaskedImageModelingMixin, VitfPitPreTrainedModel):
     """PiT that predicts the pixels of masked cells."""
 
-    def __init__(self, config: VitfPitConfig):
-        super().__init__(config)
-        self.pit = VitfPitModel(config)
-        self.add_decoder()
-        self.post_init()
+    encoder_class = VitfPitModel
 
 
-class VitfPitBackbone(VitfBackboneMixin, VitfPitPreTrainedModel):
+class VitfPitBackbone(PyramidBackboneMixin, VitfPitPreTrainedModel):
     """PiT as a backbone: the map of each stage, that of the last one after the norm."""
 
-    def __init__(self, config: VitfPitConfig):
-        super().__init__(config)
-        self.pit = VitfPitModel(config)
-        self.post_init()
-
-    def normalize_stage(self, hidden_states: torch.Tensor, stage: int) -> torch.Tensor:
-        is_last = stage == len(self.stage_names) - 1
-        return self.pit.layernorm(hidden_states) if is_last else hidden_states
+    encoder_class = VitfPitModel
 
 
 __all__ = [

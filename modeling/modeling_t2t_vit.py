@@ -26,7 +26,6 @@ from .modeling_vitf import (
     MaskedImageModelingMixin,
     VitfBackboneMixin,
     VitfPreTrainedModel,
-    make_classifier,
     masked_embeddings,
 )
 
@@ -271,40 +270,23 @@ class VitfT2tVitModel(VitfT2tVitPreTrainedModel):
         hidden_states = self.layernorm(hidden_states)
         return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=hidden_states[:, 0])
 
-    def feature_map(self, hidden_states: torch.Tensor, height: int, width: int) -> torch.Tensor:
-        """Tokens of an image of `height` x `width` pixels as a map: (B, N, C) to (B, C, rows, columns)."""
-        grid = self.embeddings.patch_embeddings.grid(height, width)
-        return hidden_states[:, self.num_prefix_tokens :].transpose(1, 2).unflatten(2, grid).contiguous()
-
 
 class VitfT2tVitForImageClassification(ImageClassificationMixin, VitfT2tVitPreTrainedModel):
     """T2T-ViT with a linear classifier on the class token."""
 
-    def __init__(self, config: VitfT2tVitConfig):
-        super().__init__(config)
-        self.num_labels = config.num_labels
-        self.t2t_vit = VitfT2tVitModel(config)
-        self.classifier = make_classifier(config.hidden_size, config.num_labels)
-        self.post_init()
+    encoder_class = VitfT2tVitModel
 
 
 class VitfT2tVitForMaskedImageModeling(MaskedImageModelingMixin, VitfT2tVitPreTrainedModel):
     """T2T-ViT that predicts the pixels under masked tokens."""
 
-    def __init__(self, config: VitfT2tVitConfig):
-        super().__init__(config)
-        self.t2t_vit = VitfT2tVitModel(config)
-        self.add_decoder()
-        self.post_init()
+    encoder_class = VitfT2tVitModel
 
 
 class VitfT2tVitBackbone(VitfBackboneMixin, VitfT2tVitPreTrainedModel):
     """T2T-ViT as a backbone: the tokens of chosen layers as feature maps, all at a stride of 16 pixels."""
 
-    def __init__(self, config: VitfT2tVitConfig):
-        super().__init__(config)
-        self.t2t_vit = VitfT2tVitModel(config)
-        self.post_init()
+    encoder_class = VitfT2tVitModel
 
 
 __all__ = [

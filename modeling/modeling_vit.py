@@ -26,7 +26,6 @@ from .modeling_vitf import (
     MaskedImageModelingMixin,
     VitfBackboneMixin,
     VitfPreTrainedModel,
-    make_classifier,
     masked_embeddings,
 )
 from .resnet_stem import ResnetPatchEmbeddings, ResnetUnit
@@ -210,40 +209,25 @@ class VitfVitModel(VitfVitPreTrainedModel):
             pooled = torch.tanh(self.pre_logits(pooled))
         return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=pooled)
 
-    def feature_map(self, hidden_states: torch.Tensor, height: int, width: int) -> torch.Tensor:
-        """Patch tokens of an image of `height` x `width` pixels as a map: (B, N, C) to (B, C, rows, columns)."""
-        grid = self.embeddings.patch_embeddings.grid(height, width)
-        return hidden_states[:, self.num_prefix_tokens :].transpose(1, 2).unflatten(2, grid).contiguous()
-
 
 class VitfVitForImageClassification(ImageClassificationMixin, VitfVitPreTrainedModel):
     """ViT with a linear classifier on the pooled output."""
 
-    def __init__(self, config: VitfVitConfig):
-        super().__init__(config)
-        self.num_labels = config.num_labels
-        self.vit = VitfVitModel(config)
-        self.classifier = make_classifier(config.representation_size or config.hidden_size, config.num_labels)
-        self.post_init()
+    encoder_class = VitfVitModel
 
 
 class VitfVitForMaskedImageModeling(MaskedImageModelingMixin, VitfVitPreTrainedModel):
     """ViT that predicts the pixels of masked patches."""
 
-    def __init__(self, config: VitfVitConfig):
-        super().__init__(config)
-        self.vit = VitfVitModel(config, add_pooling_layer=False)
-        self.add_decoder()
-        self.post_init()
+    encoder_class = VitfVitModel
+    encoder_kwargs = {"add_pooling_layer": False}
 
 
 class VitfVitBackbone(VitfBackboneMixin, VitfVitPreTrainedModel):
     """ViT as a backbone: the tokens of chosen layers as feature maps, all at the stride of the patch."""
 
-    def __init__(self, config: VitfVitConfig):
-        super().__init__(config)
-        self.vit = VitfVitModel(config, add_pooling_layer=False)
-        self.post_init()
+    encoder_class = VitfVitModel
+    encoder_kwargs = {"add_pooling_layer": False}
 
 
 __all__ = [

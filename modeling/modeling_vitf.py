@@ -4,6 +4,7 @@ Shapes: B batch, N tokens, C channels, H x W pixels, h x w grid of a feature map
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -24,8 +25,8 @@ class VitfPreTrainedModel(PreTrainedModel):
     Base of every model of the family.
 
     A base model's `forward(pixel_values, bool_masked_pos=None, mask_token=None)` returns `last_hidden_state`,
-    `pooler_output` (B, C), what a head reads, and on request `hidden_states` and `attentions`. Its
-    `feature_map(hidden_states, height, width)` lays tokens out as (B, C, h, w).
+    `pooler_output` (B, `config.pooler_output_size`), what a head reads, and on request `hidden_states` and `attentions`. A
+    head names its base model in `encoder_class`, and in `encoder_kwargs` what it is built with.
     """
 
     main_input_name = "pixel_values"
@@ -39,6 +40,22 @@ class VitfPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
+    encoder_class: ClassVar[type[PreTrainedModel]]
+    encoder_kwargs: ClassVar[dict[str, bool]] = {}
+
+    def add_encoder(self) -> None:
+        """Adds the base model under `base_model_prefix`; the first thing that a head does."""
+        setattr(self, self.base_model_prefix, self.encoder_class(self.config, **self.encoder_kwargs))
+
+    def feature_map(self, hidden_states: torch.Tensor, height: int, width: int, stage: int = -1) -> torch.Tensor:
+        """
+        What a stage returned for an image of `height` x `width` pixels as a map: tokens (B, N, C), of which those of the
+        patches come last, row by row, to (B, C, rows, columns). Maps stay as they are.
+        """
+        if hidden_states.ndim == 4:
+            return hidden_states
+        rows, columns = self.config.feature_map_sizes(height, width)[stage]
+        return hidden_states[:, -rows * columns :].transpose(1, 2).unflatten(2, (rows, columns)).contiguous()
 
     @classmethod
     def _can_set_attn_implementation(cls) -> bool:
@@ -72,7 +89,23 @@ def masked_embeddings(
 
 
 class ImageClassificationMixin:
-    """Forward pass of `...ForImageClassification`: a `classifier` on the pooled output of the encoder."""
+    """All of `...ForImageClassification`: a `classifier` on the pooled output of the encoder."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.add_encoder()
+        self.add_classifiers()
+        self.post_init()
+
+    def add_classifiers(self) -> None:
+        """Adds what makes logits of the encoder's outputs."""
+        self.classifier = self.make_classifier()
+
+    def make_classifier(self) -> nn.Module:
+        """From the pooled output to logits: a linear layer, or the identity where there are no labels."""
+        size, num_labels = self.config.pooler_output_size, self.config.num_labels
+        return nn.Linear(size, num_labels) if num_labels > 0 else nn.Identity()
 
     @can_return_tuple
     def forward(
@@ -95,11 +128,6 @@ class ImageClassificationMixin:
         )
 
 
-def make_classifier(in_features: int, num_labels: int) -> nn.Module:
-    """A linear layer, or the identity where there are no labels."""
-    return nn.Linear(in_features, num_labels) if num_labels > 0 else nn.Identity()
-
-
 @dataclass
 class DistilledImageClassifierOutput(ModelOutput):
     """
@@ -118,14 +146,18 @@ class DistilledImageClassifierOutput(ModelOutput):
     attentions: tuple[torch.FloatTensor, ...] | None = None
 
 
-class DistilledImageClassificationMixin:
+class DistilledImageClassificationMixin(ImageClassificationMixin):
     """
-    Forward pass of `...ForImageClassification` with a `classifier` on the pooled output and, when distilled (else `None`), a
+    All of `...ForImageClassification` with a `classifier` on the pooled output and, when `config.distilled` (else `None`), a
     `distillation_classifier` on the second token.
 
     The two heads' mean is the prediction (arXiv 2012.12877, section 4). Without a teacher both heads learn the labels: the
     original trains the class head alone then, which spoils the mean on new classes. A teacher's loss is the trainer's work.
     """
+
+    def add_classifiers(self) -> None:
+        super().add_classifiers()
+        self.distillation_classifier = self.make_classifier() if self.config.distilled else None
 
     @can_return_tuple
     def forward(
@@ -156,15 +188,17 @@ class DistilledImageClassificationMixin:
 
 class MaskedImageModelingMixin:
     """
-    Forward pass of `...ForMaskedImageModeling`: masked patches become a learned token, and a linear decoder predicts their
+    All of `...ForMaskedImageModeling`: masked patches become a learned token, and a linear decoder predicts their
     pixels from the last feature map (SimMIM, arXiv 2111.09886, section 3).
     """
 
-    def add_decoder(self) -> None:
-        """Adds `mask_token` (1, 1, embedding width) and the 1x1 `decoder`; call it after the encoder is made."""
-        rows, columns = self.config.stage_strides[-1]
-        self.mask_token = nn.Parameter(torch.zeros(1, 1, self.config.stage_channels[0]))
-        self.decoder = nn.Conv2d(self.config.stage_channels[-1], rows * columns * self.config.num_channels, 1)
+    def __init__(self, config):
+        super().__init__(config)
+        self.add_encoder()
+        rows, columns = config.stage_strides[-1]
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, config.stage_channels[0]))
+        self.decoder = nn.Conv2d(config.stage_channels[-1], rows * columns * config.num_channels, 1)
+        self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
@@ -194,7 +228,7 @@ class MaskedImageModelingMixin:
             # Where patches overlap, or mix before the mask token comes in, pixels of a masked one would be seen by others.
             visible = pixel_values.masked_fill(mask, 0)
         outputs = self.base_model(visible, bool_masked_pos=bool_masked_pos, mask_token=self.mask_token, **kwargs)
-        prediction = self.decoder(self.base_model.feature_map(outputs.last_hidden_state, height, width))
+        prediction = self.decoder(self.feature_map(outputs.last_hidden_state, height, width))
         rows, columns = self.config.stage_strides[-1]
         # (B, channels * rows * columns, h, w) to (B, channels, h * rows, w * columns)
         blocks = prediction.unflatten(1, (-1, rows, columns)).permute(0, 1, 4, 2, 5, 3)
@@ -219,9 +253,14 @@ class MaskedImageModelingMixin:
 
 
 class VitfBackboneMixin(BackboneMixin):
-    """Forward pass of `...Backbone`: feature maps of the stages that `config.out_features` names."""
+    """All of `...Backbone`: feature maps of the stages that `config.out_features` names."""
 
     has_attentions = True
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.add_encoder()
+        self.post_init()
 
     def _init_transformers_backbone(self) -> None:
         super()._init_transformers_backbone()
@@ -250,10 +289,18 @@ class VitfBackboneMixin(BackboneMixin):
         height, width = pixel_values.shape[-2:]
         outputs = self.base_model(pixel_values, **kwargs)
         feature_maps = tuple(
-            self.base_model.feature_map(self.normalize_stage(hidden_states, stage), height, width)
+            self.feature_map(self.normalize_stage(hidden_states, stage), height, width, stage)
             for stage, (name, hidden_states) in enumerate(zip(self.stage_names, outputs.hidden_states, strict=True))
             if name in self.out_features
         )
         return BackboneOutput(
             feature_maps=feature_maps, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
+
+
+class PyramidBackboneMixin(VitfBackboneMixin):
+    """A backbone of stages of different widths: the encoder's last norm belongs to the last of them alone."""
+
+    def normalize_stage(self, hidden_states: torch.Tensor, stage: int) -> torch.Tensor:
+        is_last = stage == len(self.stage_names) - 1
+        return self.base_model.layernorm(hidden_states) if is_last else hidden_states
