@@ -1,15 +1,16 @@
-"""The table of architectures in the README, made from the registry. `python tests/readme_table.py` writes it into place."""
+"""The README's tables, made from the registry and from what was measured. `python tests/readme_table.py` writes them."""
 
 import json
 import re
 from pathlib import Path
+
+import cifar10_table
 
 from hf_vit_family import ARCHITECTURES
 from hf_vit_family.registry import Architecture
 
 TESTS = Path(__file__).parent
 README = TESTS.parent / "README.md"
-BEGIN, END = "<!-- architectures: made by tests/readme_table.py -->", "<!-- end of architectures -->"
 COUNTS = json.loads((TESTS / "parameter_counts.json").read_text())
 # Architecture to a bound on the relative float64 difference to the original over all golden cases; see test_goldens.py.
 PARITY = json.loads((TESTS / "parity.json").read_text())
@@ -31,17 +32,36 @@ def _row(architecture: Architecture) -> str:
     return f"| {model} | {paper} | {architecture.difference} | {code} | {sizes} | {PARITY[name]:.0e} |"
 
 
-def table() -> str:
-    """The Markdown table, one row an architecture of the registry."""
+def architectures() -> str:
+    """One row an architecture of the registry, in Markdown."""
     head = "| Model | Paper | What differs from ViT | Original code | Variants, parameters | Parity |"
     return "\n".join([head, "|---|---|---|---|---|---|", *map(_row, ARCHITECTURES.values())])
 
 
-def with_table(text: str) -> str:
-    """The README's text with the table of now between its two marks."""
-    before, rest = text.split(BEGIN)
-    return f"{before}{BEGIN}\n{table()}\n{END}{rest.split(END)[1]}"
+def cifar10() -> str:
+    """One row a small model that was trained for two epochs of CIFAR-10, in Markdown."""
+    head = "| Architecture | Parameters | Images/s | Accuracy | Command |"
+    rows = [
+        f"| {name} | {_millions(row['parameters'])} | {row['images_per_second']} | {row['accuracy']:.1%} | "
+        f"`{row['command']}` |"
+        for name, row in cifar10_table.results().items()
+        if {"accuracy", "images_per_second"} <= row.keys()
+    ]
+    return "\n".join([head, "|---|---|---|---|---|", *rows])
+
+
+# What the README calls a table to what makes it.
+TABLES = {"architectures": architectures, "cifar10": cifar10}
+
+
+def with_tables(text: str) -> str:
+    """The README's text with the tables of now, each between its two marks."""
+    for name, make in TABLES.items():
+        begin, end = f"<!-- {name}: made by tests/readme_table.py -->", f"<!-- end of {name} -->"
+        before, rest = text.split(begin)
+        text = f"{before}{begin}\n{make()}\n{end}{rest.split(end)[1]}"
+    return text
 
 
 if __name__ == "__main__":
-    README.write_text(with_table(README.read_text(encoding="utf-8")), encoding="utf-8")
+    README.write_text(with_tables(README.read_text(encoding="utf-8")), encoding="utf-8")

@@ -5,6 +5,7 @@ import importlib
 import re
 import shlex
 
+import cifar10_table
 import golden
 import pytest
 import readme_table
@@ -19,8 +20,16 @@ TEXT = readme_table.README.read_text(encoding="utf-8")
 SHOWN = sorted(set(re.findall(r"^(?:\$ |\| `)?(vit-family [^`|\n]+)", TEXT, re.MULTILINE)))
 
 
-def test_table_of_architectures_is_that_of_the_registry():
-    assert readme_table.with_table(TEXT) == TEXT, "run: python tests/readme_table.py"
+def test_tables_are_those_of_the_registry_and_of_what_was_measured():
+    assert readme_table.with_tables(TEXT) == TEXT, "run: python tests/readme_table.py"
+
+
+@pytest.mark.parametrize("name", [name for name, row in cifar10_table.results().items() if "accuracy" in row])
+def test_commands_of_the_cifar10_table_build_its_models(name):
+    """The table's sizes are those of the models that its commands describe."""
+    measured = cifar10_table.results()[name]
+    assert measured["command"] == shlex.join(cifar10_table.command(name))
+    assert measured["parameters"] == sum(p.numel() for p in cifar10_table.create(name).parameters())
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
