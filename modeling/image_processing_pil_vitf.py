@@ -32,6 +32,7 @@ _TRANSFORMERS_KEYS = {
     "feature_extractor_type",
     "image_processor_type",
     "processor_class",
+    "video_processor_type",
 }
 
 
