@@ -18,7 +18,6 @@ from transformers import PreTrainedModel
 from transformers.utils.output_capturing import OutputRecorder
 
 from .errors import UserError
-from .modeling.configuration_vitf import pair
 from .plots import save_figure
 
 Maps = Sequence[torch.Tensor]
@@ -164,17 +163,19 @@ def to_grid(model: PreTrainedModel, weights: torch.Tensor, height: int, width: i
     tokens are left out.
 
     Raises:
-        UserError: if the tokens are not those of the model's last feature map.
+        UserError: if the tokens are those of no feature map of the model.
     """
-    strides = pair(model.config.stage_strides[-1])
-    rows, columns = math.ceil(height / strides[0]), math.ceil(width / strides[1])
-    prefix = weights.shape[-1] - rows * columns
-    if prefix not in (0, model.base_model.num_prefix_tokens):
-        raise UserError(
-            f"a map of {type(model).__name__} covers {weights.shape[-1]} tokens, its feature map has {rows} x {columns}: "
-            f"no method shows attention within windows or over pooled keys on the image"
-        )
-    return weights[..., prefix:].unflatten(-1, (rows, columns))
+    tokens = weights.shape[-1]
+    sizes = model.config.feature_map_sizes(height, width)
+    for rows, columns in reversed(sizes):
+        prefix = tokens - rows * columns
+        if prefix in (0, model.base_model.num_prefix_tokens):
+            return weights[..., prefix:].unflatten(-1, (rows, columns))
+    shown = ", ".join(f"{rows} x {columns}" for rows, columns in dict.fromkeys(sizes))
+    raise UserError(
+        f"a map of {type(model).__name__} covers {tokens} tokens, its feature maps have {shown}: no method shows attention "
+        f"within windows or over pooled keys on the image"
+    )
 
 
 def attention_maps(model: PreTrainedModel, pixel_values: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:

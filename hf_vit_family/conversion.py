@@ -219,7 +219,7 @@ def make_config(
     except (ValueError, TypeError, StrictDataclassError) as error:
         if isinstance(error, ConversionError):
             raise
-        raise ConversionError(str(error)) from error
+        raise ConversionError(str(error.__cause__ or error)) from error
 
 
 def _published_values(config_class: type[VitfConfig], known: Mapping[str, Any], name: str) -> set:

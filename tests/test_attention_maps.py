@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from models import random_pixels, tiny_model
 from PIL import Image
 from vit_family_launcher import main
 
@@ -214,6 +215,16 @@ def test_maps_of_windows_are_refused(images):
     with pytest.raises(UserError, match="within windows"):
         attention_maps(model, images)
     handle.remove()
+
+
+def test_maps_of_stages_are_laid_out_on_the_grid_of_their_stage(images):
+    model = tiny_model("pit")
+    pixel_values = random_pixels(model.config, batch=1)
+    _, maps = attention_maps(model, pixel_values)
+    sizes = model.config.feature_map_sizes(*pixel_values.shape[-2:])[1:]
+    expected = [size for size, depth in zip(sizes, model.config.depths, strict=True) for _ in range(depth)]
+    assert [tuple(attention.shape[-2:]) for attention in maps] == expected
+    assert len(set(expected)) > 1
 
 
 def test_stacking_maps_of_different_shapes_is_refused():
