@@ -1,0 +1,136 @@
+"""Windows of a feature map: cutting it into them, putting it together again, and what their attention adds to its scores.
+
+Shapes: B batch, C channels, h x w feature map (channels last), w0 side of a window, W windows of a map, n = w0 * w0 tokens of
+a window.
+"""
+
+import torch
+from torch import nn
+
+from .embeddings import Resizable, SizeCache
+
+
+def padded_size(grid: tuple[int, int], window: int) -> tuple[int, int]:
+    """Rows and columns of the smallest map of whole windows that holds a map of `grid`."""
+    rows, columns = grid
+    return -(-rows // window) * window, -(-columns // window) * window
+
+
+def to_windows(feature_map: torch.Tensor, window: int, shift: int = 0) -> torch.Tensor:
+    """
+    Cuts a map into square windows, row by row. A map of another size is padded with zeros, to the right and below.
+
+    Args:
+        feature_map (`torch.Tensor` of shape `(B, h, w, C)`).
+        window (`int`): w0, in tokens.
+        shift (`int`): Rows and columns that move from the upper left end to the lower right one before cutting.
+
+    Returns:
+        `torch.Tensor` of shape `(B * W, n, C)`, the windows of an image together, tokens of a window row by row.
+    """
+    batch, *grid, channels = feature_map.shape
+    height, width = padded_size(grid, window)
+    if (height, width) != tuple(grid):
+        feature_map = nn.functional.pad(feature_map, (0, 0, 0, width - grid[1], 0, height - grid[0]))
+    if shift:
+        feature_map = feature_map.roll((-shift, -shift), dims=(1, 2))
+    blocks = feature_map.reshape(batch, height // window, window, width // window, window, channels)
+    return blocks.transpose(2, 3).reshape(-1, window * window, channels)
+
+
+def from_windows(windows: torch.Tensor, grid: tuple[int, int], window: int, shift: int = 0) -> torch.Tensor:
+    """
+    Puts windows together again: the inverse of [`to_windows`], without the padding.
+
+    Args:
+        windows (`torch.Tensor` of shape `(B * W, n, C)`).
+        grid (`(int, int)`): h and w of the map that was cut. window, shift (`int`): As it was cut.
+
+    Returns:
+        `torch.Tensor` of shape `(B, h, w, C)`.
+    """
+    height, width = padded_size(grid, window)
+    blocks = windows.reshape(-1, height // window, width // window, window, window, windows.shape[-1])
+    feature_map = blocks.transpose(2, 3).reshape(-1, height, width, windows.shape[-1])
+    if shift:
+        feature_map = feature_map.roll((shift, shift), dims=(1, 2))
+    if (height, width) != tuple(grid):
+        feature_map = feature_map[:, : grid[0], : grid[1]]
+    return feature_map
+
+
+def relative_position_index(window: int, device: torch.device | None = None) -> torch.Tensor:
+    """
+    Where a table of relative positions has that of each pair of tokens (arXiv 2103.14030, section 3.2).
+
+    Returns:
+        `torch.LongTensor` of shape `(n, n)`: for query and key the row `dy * (2 * w0 - 1) + dx` of a table of
+        `(2 * w0 - 1) ** 2` rows, with their distances dy and dx counted from `1 - w0`.
+    """
+    positions = torch.arange(window, device=device)
+    distances = positions[:, None] - positions + window - 1
+    index = distances[:, None, :, None] * (2 * window - 1) + distances[None, :, None, :]
+    return index.reshape(window * window, window * window)
+
+
+def shift_mask(grid: tuple[int, int], window: int, shift: int, device: torch.device | None = None) -> torch.Tensor:
+    """
+    What keeps tokens of a shifted map apart that are no neighbours, although the shift put them into one window.
+
+    Args:
+        grid (`(int, int)`): h and w of the map; it is padded to whole windows first, and padding counts as map.
+
+    Returns:
+        `torch.Tensor` of shape `(W, n, n)`, to be added to scores: 0 within a region and -100 across (not minus infinity,
+        as microsoft/Swin-Transformer@f82860b models/swin_transformer.py has it).
+    """
+
+    def regions(side: int) -> torch.Tensor:
+        positions = torch.arange(side, device=device)
+        return (positions >= side - window).long() + (positions >= side - shift).long()
+
+    rows, columns = (regions(side) for side in padded_size(grid, window))
+    region = to_windows((3 * rows[:, None] + columns)[None, :, :, None], window)[..., 0]
+    apart = region[:, :, None] != region[:, None, :]
+    return torch.zeros(apart.shape, device=device).masked_fill(apart, -100.0)
+
+
+class WindowBias(Resizable):
+    """
+    What attention within windows adds to its scores: a bias by relative position, and a mask where windows are shifted.
+
+    Both together are one tensor, computed once for a size in evaluation; while training, what has no parameters is kept.
+    A subclass gives the bias.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.geometry = SizeCache()
+
+    def relative_bias(self, window: int) -> torch.Tensor:
+        """The bias between the tokens of a window: (heads, n, n)."""
+        raise NotImplementedError
+
+    def forward(self, batch: int, grid: tuple[int, int], window: int, shift: int) -> torch.Tensor:
+        """
+        Args:
+            batch (`int`): B. grid (`(int, int)`): h and w of the map. window, shift (`int`): As in [`to_windows`].
+
+        Returns:
+            `torch.Tensor` of shape `(1, heads, n, n)`, or `(B * W, heads, n, n)` where windows are shifted.
+        """
+        sources = tuple(self.parameters())
+        # The size of the map matters to the mask alone.
+        size = (tuple(grid), window, shift) if shift else (window,)
+
+        def make_mask() -> torch.Tensor:
+            return shift_mask(grid, window, shift, sources[0].device)[:, None].to(sources[0].dtype)
+
+        def make() -> torch.Tensor:
+            bias = self.relative_bias(window)[None]
+            if not shift:
+                return bias
+            return bias + self.geometry.get((*size, sources[0].device, sources[0].dtype), (), make_mask)
+
+        bias = self.by_size.get(size, sources, make)
+        return bias.expand(batch, *bias.shape).flatten(0, 1) if shift else bias
