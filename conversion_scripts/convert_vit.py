@@ -470,6 +470,12 @@ def transformers_fields(metadata: Mapping[str, Any], state_dict: Mapping[str, Te
             )
         fields[name] = metadata[name]
     fields["mlp_ratio"] = metadata.get("intermediate_size", 4 * fields["hidden_size"]) / fields["hidden_size"]
+    return fields | transformers_labels(metadata, state_dict, head)
+
+
+def transformers_labels(metadata: Mapping[str, Any], state_dict: Mapping[str, Tensor], head: str) -> dict[str, Any]:
+    """The labels of transformers' own config.json; where it has none that fit the `head`, their number."""
+    fields = {}
     if f"{head}.weight" in state_dict:
         fields["num_labels"] = shape_of(f"{head}.weight", state_dict, 2)[0]
     labels = metadata.get("id2label") or {}
