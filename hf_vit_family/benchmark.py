@@ -20,7 +20,6 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from .modeling.configuration_vitf import pair
 from .peers import create_peer
 from .variants import create_config, create_model, find_variant
 
@@ -42,7 +41,7 @@ class BenchmarkConfig:
 
 @dataclass
 class Measurement:
-    """One side: milliseconds a step (median, lowest, highest over rounds), peak memory in MiB, parameters, FLOPs an image."""
+    """One side: milliseconds a step (median, lowest, highest over rounds), peak memory in MiB, parameters, FLOPs an image or clip."""
 
     library: str
     milliseconds: float
@@ -73,7 +72,7 @@ def build(library: str, variant: str, config: BenchmarkConfig) -> nn.Module:
 def make_step(model: nn.Module, variant: str, config: BenchmarkConfig) -> Callable[[], None]:
     """A function that runs one forward pass, or one training step (forward, cross-entropy, backward, SGD)."""
     model_config = create_config(variant, **config.overrides)
-    shape = (config.batch_size, model_config.num_channels, *pair(model_config.image_size))
+    shape = (config.batch_size, *model_config.input_shape)
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(shape, generator=generator).to(device=config.device, dtype=getattr(torch, config.dtype))
     labels = torch.randint(model_config.num_labels, (config.batch_size,), generator=generator).to(config.device)
@@ -194,8 +193,7 @@ def run_benchmark(variant: str, libraries: list[str], config: BenchmarkConfig) -
     for order in tqdm(orders, total=config.rounds, desc=f"{variant} {config.mode}", leave=False):
         for side in order:
             times[side].append(_seconds(steps[side], repeats, config.device))
-    model_config = create_config(variant, **config.overrides)
-    shape = (1, model_config.num_channels, *pair(model_config.image_size))
+    shape = (1, *create_config(variant, **config.overrides).input_shape)
     measurements = []
     for side in sides:
         ratios = [theirs / ours for theirs, ours in zip(times[side], times[OURS], strict=True)]
@@ -246,8 +244,7 @@ def format_overhead(variant: str, config: BenchmarkConfig) -> str:
     from .training.overhead import loop_overhead
 
     model = create_model(variant, **config.overrides)
-    shape = (model.config.num_channels, *pair(model.config.image_size))
-    overhead = loop_overhead(model, shape, config.batch_size, steps=2 * config.rounds)
+    overhead = loop_overhead(model, model.config.input_shape, config.batch_size, steps=2 * config.rounds)
     return (
         f"{variant}: batch {config.batch_size}, a bare step takes {overhead.bare_milliseconds:.1f} ms, a step of the loop "
         f"{overhead.loop_milliseconds:.1f} ms: {overhead.share:+.1%} (median of {2 * config.rounds} pairs)"

@@ -20,16 +20,23 @@ from transformers import PreTrainedModel
 from .errors import UserError
 from .files import write_text
 from .modeling.configuration_vitf import pair, unknown_name_message
-from .registry import get_architecture
+from .registry import CLIPS, IMAGES, get_architecture, preparation_of
 
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
 
-# Head of a checkpoint: the task that the Hub files it under.
+# Head of a checkpoint: the task that the Hub files it under. It has none for features of clips alone.
 PIPELINE_TAGS = {
-    "Model": "image-feature-extraction",
-    "ForImageClassification": "image-classification",
-    "ForMaskedImageModeling": "image-feature-extraction",
-    "Backbone": "image-feature-extraction",
+    IMAGES: {
+        "Model": "image-feature-extraction",
+        "ForImageClassification": "image-classification",
+        "ForMaskedImageModeling": "image-feature-extraction",
+        "Backbone": "image-feature-extraction",
+    },
+    CLIPS: {
+        "Model": "feature-extraction",
+        "ForVideoClassification": "video-classification",
+        "Backbone": "feature-extraction",
+    },
 }
 
 
@@ -218,7 +225,8 @@ def make_card(
         )
     architecture = get_architecture(model.config.model_type)
     head = type(model).__name__.removeprefix(architecture.prefix)
-    task = PIPELINE_TAGS[head]
+    preparation = preparation_of(model.config)
+    task = PIPELINE_TAGS[preparation][head]
     results = [
         EvalResult(
             task_type=task,
@@ -251,8 +259,10 @@ def make_card(
         class_name=type(model).__name__,
         head=head,
         task=task,
+        processor_class=preparation.auto_class.__name__,
         parameters=model.num_parameters(),
         image_size=pair(model.config.image_size),
+        num_frames=getattr(model.config, "num_frames", None),
         num_labels=model.config.num_labels,
         license=license or stated,
         conversion=conversion,

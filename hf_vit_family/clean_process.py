@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import transformers
 from safetensors.torch import save_file
-from transformers import AutoConfig, AutoImageProcessor
+from transformers import AutoConfig, AutoImageProcessor, AutoVideoProcessor
 from transformers.utils import logging
 
 PACKAGES = ("hf_vit_family", "vit_family_launcher")
@@ -57,21 +57,18 @@ def collect(folder: str | Path, trust_remote_code: bool) -> dict[str, torch.Tens
     Every output of every class that a published folder names.
 
     Args:
-        folder: A folder with an `auto_map` in its config.json and its preprocessor_config.json.
+        folder: A folder with an `auto_map` in its config.json and in the file of its processor.
         trust_remote_code: Whether the folder's own code may run. Registered classes are preferred to it.
 
     Returns:
         `"AutoModel.last_hidden_state"`, `"AutoBackbone.feature_maps.0"`, `"AutoImageProcessor.pil"` and so on. Models get
-        two images of random pixels of the configured size, in evaluation mode; processors one of an odd size.
+        two examples of random pixels of the configured size, in evaluation mode; processors an image or video of an odd size.
     """
     folder = str(folder)
     collected = {}
     with quiet_loading(), torch.random.fork_rng(devices=[]):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-        size = config.image_size
-        height, width = (size, size) if isinstance(size, int) else size
-        generator = torch.Generator().manual_seed(0)
-        pixel_values = torch.rand(2, config.num_channels, height, width, generator=generator)
+        pixel_values = torch.rand(2, *config.input_shape, generator=torch.Generator().manual_seed(0))
         for auto_class in config.auto_map:
             if auto_class == "AutoConfig":
                 continue
@@ -79,11 +76,17 @@ def collect(folder: str | Path, trust_remote_code: bool) -> dict[str, torch.Tens
             for name, value in model(pixel_values.to(model.dtype)).items():
                 values = {name: value} if torch.is_tensor(value) else {f"{name}.{i}": v for i, v in enumerate(value)}
                 collected |= {f"{auto_class}.{name}": value.contiguous() for name, value in values.items()}
-        image = np.random.default_rng(0).integers(0, 256, (height + 7, width + 13, config.num_channels), np.uint8)
+        *frames, channels, height, width = config.input_shape
+        shape = (*(2 * number for number in frames), height + 7, width + 13, channels)
+        pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+        if frames:
+            processor = AutoVideoProcessor.from_pretrained(folder, trust_remote_code=trust_remote_code)
+            collected["AutoVideoProcessor"] = processor(pixels, return_tensors="pt")["pixel_values"]
+            return collected
         backends = json.loads(Path(folder, "preprocessor_config.json").read_text(encoding="utf-8"))["auto_map"]
         for backend in backends["AutoImageProcessor"]:
             processor = AutoImageProcessor.from_pretrained(folder, backend=backend, trust_remote_code=trust_remote_code)
-            collected[f"AutoImageProcessor.{backend}"] = processor(image, return_tensors="pt")["pixel_values"]
+            collected[f"AutoImageProcessor.{backend}"] = processor(pixels, return_tensors="pt")["pixel_values"]
     return collected
 
 

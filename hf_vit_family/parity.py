@@ -93,17 +93,15 @@ def compare_models(
     Runs two models on the same input and compares the outputs that both have.
 
     Args:
-        model, reference: Models of this library or of transformers, in evaluation mode.
+        model: A model of this library, in evaluation mode. reference: One of this library or of transformers.
         tolerance: As in [`compare`].
-        inputs: Keyword arguments of both; by default one random image of the size and dtype of `model`.
-        seed: Of that image.
+        inputs: Keyword arguments of both; by default one random image or clip of the size and dtype of `model`.
+        seed: Of that input.
     """
     if not inputs:
-        size = model.config.image_size
-        height, width = (size, size) if isinstance(size, int) else size
         generator = torch.Generator().manual_seed(seed)
-        image = torch.randn(1, model.config.num_channels, height, width, generator=generator)
-        inputs = {"pixel_values": image.to(device=model.device, dtype=model.dtype)}
+        pixel_values = torch.randn(1, *model.config.input_shape, generator=generator)
+        inputs = {"pixel_values": pixel_values.to(device=model.device, dtype=model.dtype)}
     ours, theirs = outputs_of(model, **inputs), outputs_of(reference, **inputs)
     common = [name for name in ours if name in theirs]
     return compare({name: ours[name] for name in common}, {name: theirs[name] for name in common}, tolerance)

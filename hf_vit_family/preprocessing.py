@@ -55,7 +55,7 @@ def find_preprocessing(
     file: CheckpointFile, architecture: Architecture, config: VitfConfig, published: str | None
 ) -> dict[str, Any]:
     """
-    What `create_processor` needs: `size`, `crop_pct`, `image_mean`, `image_std`, `resample`.
+    What `create_processor` needs: `size`, `crop_pct`, `image_mean`, `image_std`, `resample`, and the fields of clips.
 
     The first that there is: timm's config.json or transformers' preprocessor_config.json next to the weights, the entry
     `published` of `CHECKPOINTS`, the nearest published variant.
@@ -64,6 +64,8 @@ def find_preprocessing(
     variant = published.split(".")[0] if published else nearest_variant(config)
     result = {**architecture.config_class.preprocessing(variant), "size": {"height": height, "width": width}}
     del result["image_size"]
+    if "num_frames" in result:
+        result["num_frames"] = config.num_frames
     if file.is_timm:
         return result | _from_timm(file.metadata["pretrained_cfg"])
     if file.preprocessor:

@@ -16,13 +16,14 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, StrictData
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers import AutoImageProcessor, PreTrainedModel
+from transformers import PreTrainedModel
 
 from . import clean_process
 from .cards import FACTS, make_card
 from .errors import UserError
 from .files import whole_folder, write_text
-from .registry import AUTO_CLASSES, IMAGE_PROCESSORS, Architecture, get_architecture
+from .modeling.configuration_vitf import VitfConfig
+from .registry import AUTO_CLASSES, CLIPS, Architecture, get_architecture, preparation_of
 
 LICENSE_NOTE = """\
 The Python files of this repository are part of hf_vit_family and are licensed under the Apache License 2.0, whose text
@@ -73,9 +74,11 @@ def model_auto_map(architecture: Architecture) -> dict[str, str]:
     return {"AutoConfig": reference(architecture.config_class), **heads}
 
 
-def processor_auto_map() -> dict[str, dict[str, str]]:
-    """The same for the image processor, which has a class for each backend."""
-    return {"AutoImageProcessor": {backend: reference(cls) for backend, cls in IMAGE_PROCESSORS.items()}}
+def processor_auto_map(config: VitfConfig) -> dict[str, str | dict[str, str]]:
+    """The same for the processor of a model. That of images has a class for each backend, that of clips one alone."""
+    preparation = preparation_of(config)
+    references = {backend: reference(cls) for backend, cls in preparation.processors.items()}
+    return {preparation.auto_class.__name__: references["torchvision"] if preparation is CLIPS else references}
 
 
 def load_model(folder: str | Path) -> PreTrainedModel:
@@ -120,16 +123,16 @@ def load_model(folder: str | Path) -> PreTrainedModel:
     return model
 
 
-def load_processor(folder: str | Path):
-    """The image processor of a model folder; PublishError where it has none."""
-    if not (Path(folder) / "preprocessor_config.json").is_file():
-        raise PublishError(
-            f"{folder} has no preprocessor_config.json; create_processor(VARIANT).save_pretrained(FOLDER) writes it"
-        )
+def load_processor(folder: str | Path, config: VitfConfig):
+    """The processor of a model folder with this configuration; PublishError where it has none."""
+    preparation = preparation_of(config)
+    file = Path(folder) / preparation.file
+    if not file.is_file():
+        raise PublishError(f"{folder} has no {file.name}; create_processor(VARIANT).save_pretrained(FOLDER) writes it")
     try:
-        return AutoImageProcessor.from_pretrained(folder, local_files_only=True)
+        return preparation.auto_class.from_pretrained(folder, local_files_only=True)
     except LOADING_ERRORS as error:
-        raise PublishError(f"{Path(folder) / 'preprocessor_config.json'}: {error}") from error
+        raise PublishError(f"{file}: {error}") from error
 
 
 def code_license() -> str:
@@ -155,11 +158,12 @@ def stage(folder: str | Path, output: str | Path, name: str, license: str | None
     Raises:
         UserError: if the folder cannot be published (`PublishError`), a fact file does not fit, or `output` is not empty.
     """
-    model, processor = load_model(folder), load_processor(folder)
+    model = load_model(folder)
+    processor = load_processor(folder, model.config)
     facts = {kind: kind.read(folder) for kind in FACTS}
     card = make_card(model, facts, name, license)
     model.config.auto_map = model_auto_map(get_architecture(model.config.model_type))
-    processor.auto_map = processor_auto_map()
+    processor.auto_map = processor_auto_map(model.config)
     with whole_folder(output) as partial, clean_process.quiet_loading():
         # Saving writes the code that auto_map names (modeling/code_files.py). transformers would by default rename weights
         # that it has a mapping for.

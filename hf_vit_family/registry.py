@@ -11,23 +11,47 @@ from transformers import (
     AutoModel,
     AutoModelForImageClassification,
     AutoModelForMaskedImageModeling,
+    AutoModelForVideoClassification,
+    AutoVideoProcessor,
     PreTrainedModel,
 )
 
 from .modeling.configuration_vitf import VitfConfig, unknown_name_message
 from .modeling.image_processing_pil_vitf import VitfImageProcessorPil
 from .modeling.image_processing_vitf import VitfImageProcessor
+from .modeling.video_processing_vitf import VitfVideoProcessor
 
 # Suffix of a model class, and the Auto class that it is registered with.
 AUTO_CLASSES = {
     "Model": AutoModel,
     "ForImageClassification": AutoModelForImageClassification,
+    "ForVideoClassification": AutoModelForVideoClassification,
     "ForMaskedImageModeling": AutoModelForMaskedImageModeling,
     "Backbone": AutoBackbone,
 }
 IMAGE_HEADS = ("Model", "ForImageClassification", "ForMaskedImageModeling", "Backbone")
-# The image processor of every architecture, by backend.
+VIDEO_HEADS = ("Model", "ForVideoClassification", "Backbone")
+# The processors of every architecture that takes images, and of every one that takes clips, by backend.
 IMAGE_PROCESSORS = {"torchvision": VitfImageProcessor, "pil": VitfImageProcessorPil}
+VIDEO_PROCESSORS = {"torchvision": VitfVideoProcessor}
+
+
+@dataclass(frozen=True, eq=False)
+class Preparation:
+    """What prepares the input of a model: an Auto class, the file that it reads, and its classes by backend."""
+
+    auto_class: type
+    file: str
+    processors: dict[str, type]
+
+
+IMAGES = Preparation(AutoImageProcessor, "preprocessor_config.json", IMAGE_PROCESSORS)
+CLIPS = Preparation(AutoVideoProcessor, "video_preprocessor_config.json", VIDEO_PROCESSORS)
+
+
+def preparation_of(config: VitfConfig) -> Preparation:
+    """`CLIPS` for a model whose examples are (T, num_channels, H, W), else `IMAGES`."""
+    return CLIPS if len(config.input_shape) == 4 else IMAGES
 
 
 @dataclass(frozen=True)
@@ -148,6 +172,9 @@ def register() -> None:
     for architecture in ARCHITECTURES.values():
         config_class = architecture.config_class
         AutoConfig.register(architecture.model_type, config_class, exist_ok=True)
-        AutoImageProcessor.register(config_class, image_processor_classes=IMAGE_PROCESSORS, exist_ok=True)
+        if "ForImageClassification" in architecture.heads:
+            AutoImageProcessor.register(config_class, image_processor_classes=IMAGE_PROCESSORS, exist_ok=True)
+        if "ForVideoClassification" in architecture.heads:
+            AutoVideoProcessor.register(config_class, video_processor_classes=VIDEO_PROCESSORS, exist_ok=True)
         for head in architecture.heads:
             AUTO_CLASSES[head].register(config_class, architecture.model_class(head), exist_ok=True)

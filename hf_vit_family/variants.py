@@ -4,13 +4,13 @@ import fnmatch
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
-from transformers import BaseImageProcessor, PreTrainedModel
+from transformers import BaseImageProcessor, BaseVideoProcessor, PreTrainedModel
 from transformers.image_utils import PILImageResampling
 from transformers.utils import is_torchvision_available
 
 from .errors import UserError
 from .modeling.configuration_vitf import VitfConfig, unknown_name_message
-from .registry import ARCHITECTURES, IMAGE_PROCESSORS, Architecture
+from .registry import ARCHITECTURES, IMAGE_PROCESSORS, VIDEO_PROCESSORS, Architecture
 
 
 def list_variants(pattern: str = "*") -> list[str]:
@@ -57,13 +57,16 @@ def create_model(name: str, head: str | None = None, **overrides: Any) -> PreTra
     return architecture.model_class(head)(create_config(name, **overrides))
 
 
-def create_processor(name: str, backend: str | None = None, **overrides: Any) -> BaseImageProcessor:
+def create_processor(
+    name: str, backend: str | None = None, **overrides: Any
+) -> BaseImageProcessor | BaseVideoProcessor:
     """
-    The image processor of a published variant: its size, crop, interpolation, mean and standard deviation.
+    The processor of a published variant: its size, crop, interpolation, mean and standard deviation, and for a video model
+    which frames it takes.
 
     Args:
         name: A variant, for example `"vit_base_patch16_224"`.
-        backend: `"torchvision"` or `"pil"`; by default torchvision where it is installed.
+        backend: `"torchvision"` or, for images, `"pil"`; by default torchvision where it is installed.
         overrides: Fields of the processor that replace the variant's, for example `size=384` or `crop_pct=None`;
             `resample` may be a name, such as `"bilinear"`.
 
@@ -71,9 +74,10 @@ def create_processor(name: str, backend: str | None = None, **overrides: Any) ->
         UserError: if the variant, the backend or a field does not exist, or a value does not fit.
     """
     preprocessing = find_variant(name).config_class.preprocessing(name)
+    backends = VIDEO_PROCESSORS if "num_frames" in preprocessing else IMAGE_PROCESSORS
     backend = backend or ("torchvision" if is_torchvision_available() else "pil")
-    if backend not in IMAGE_PROCESSORS:
-        raise UserError(unknown_name_message("backend", backend, IMAGE_PROCESSORS))
+    if backend not in backends:
+        raise UserError(unknown_name_message("backend", backend, backends))
     height, width = preprocessing.pop("image_size")
     fields = {"size": {"height": height, "width": width}, **preprocessing, **overrides}
     if isinstance(fields["resample"], str):
@@ -82,6 +86,6 @@ def create_processor(name: str, backend: str | None = None, **overrides: Any) ->
             raise UserError(unknown_name_message("resample", fields["resample"], names))
         fields["resample"] = names[fields["resample"]]
     try:
-        return IMAGE_PROCESSORS[backend](**fields)
+        return backends[backend](**fields)
     except ValueError as error:
         raise UserError(str(error)) from error

@@ -14,9 +14,6 @@ from .code_files import CodeFilesMixin
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALF_MEAN, HALF_STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 
-# Keys of a row of VARIANTS that belong to the processor, not to the configuration.
-PREPROCESSING_KEYS = ("crop_pct", "image_mean", "image_std", "resample")
-
 # Keys that transformers itself writes into a config.json or passes to a constructor, besides its dataclass fields.
 _TRANSFORMERS_KEYS = frozenset(
     {
@@ -63,6 +60,7 @@ class VitfConfig(CodeFilesMixin, BackboneConfigMixin, PreTrainedConfig):
     """
 
     VARIANTS: ClassVar[dict[str, dict[str, Any]]] = {}
+    # Keys of a row of VARIANTS that belong to the processor, not to the configuration, with their defaults.
     PREPROCESSING: ClassVar[dict[str, Any]] = {
         "crop_pct": 0.875,
         "image_mean": IMAGENET_MEAN,
@@ -99,6 +97,11 @@ class VitfConfig(CodeFilesMixin, BackboneConfigMixin, PreTrainedConfig):
         return ["stem"] + [f"stage{i}" for i in range(1, self.num_hidden_layers + 1)]
 
     @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one example's `pixel_values` at the configured size: (num_channels, H, W)."""
+        return (self.num_channels, *pair(self.image_size))
+
+    @property
     def stage_channels(self) -> list[int]:
         """Channels of the feature map of each stage."""
         return [self.hidden_size] * len(self.stage_names)
@@ -131,7 +134,7 @@ class VitfConfig(CodeFilesMixin, BackboneConfigMixin, PreTrainedConfig):
         """
         if name not in cls.VARIANTS:
             raise ValueError(f"{cls.__name__}: {unknown_name_message('variant', name, cls.VARIANTS)}")
-        row = {key: value for key, value in cls.VARIANTS[name].items() if key not in PREPROCESSING_KEYS}
+        row = {key: value for key, value in cls.VARIANTS[name].items() if key not in cls.PREPROCESSING}
         if "id2label" in overrides:  # the labels say how many there are
             row.pop("num_labels", None)
         else:
@@ -144,8 +147,53 @@ class VitfConfig(CodeFilesMixin, BackboneConfigMixin, PreTrainedConfig):
         if name not in cls.VARIANTS:
             raise ValueError(f"{cls.__name__}: {unknown_name_message('variant', name, cls.VARIANTS)}")
         row = cls.VARIANTS[name]
-        own = {key: row[key] for key in PREPROCESSING_KEYS if key in row}
+        own = {key: row[key] for key in cls.PREPROCESSING if key in row}
         return {"image_size": pair(row.get("image_size", cls.image_size)), **cls.PREPROCESSING, **own}
+
+
+@strict
+class VitfVideoConfig(VitfConfig):
+    r"""
+    Base of the configurations of architectures that take clips: `pixel_values` (B, num_frames, num_channels, H, W).
+
+    Args:
+        num_frames (`int`, *optional*, defaults to 8):
+            Frames of a clip that positions are built for. Models take other numbers at call time.
+
+    The other fields are those of [`VitfConfig`].
+
+    A row of `VARIANTS` says, beside how frames are prepared, which ones are taken: `frame_sampling`, `"uniform"` (evenly over
+    the whole video), `"dense"` (every `sampling_rate`-th frame of a window) or `"segments"` (one frame of each of `num_frames`
+    equal segments, TSN, arXiv 1608.00859); `sampling_rate`, in frames of the video; and how the authors test: `num_views` clips
+    with `num_crops` crops of each, and over these the mean of the `view_average`, `"logits"` or `"softmax"`.
+    """
+
+    PREPROCESSING: ClassVar[dict[str, Any]] = {
+        **VitfConfig.PREPROCESSING,
+        "frame_sampling": "uniform",
+        "sampling_rate": 1,
+        "num_views": 1,
+        "num_crops": 1,
+        "view_average": "logits",
+    }
+
+    num_frames: int = 8
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one example's `pixel_values` at the configured size: (num_frames, num_channels, H, W)."""
+        return (self.num_frames, *super().input_shape)
+
+    @property
+    def frame_stride(self) -> int:
+        """Frames of the clip that one feature map of a backbone stands for."""
+        return 1
+
+    @classmethod
+    def preprocessing(cls, name: str) -> dict[str, Any]:
+        """How clips are prepared for a variant: as for images, `num_frames`, and the keys that the class names."""
+        num_frames = cls.VARIANTS.get(name, {}).get("num_frames", cls.num_frames)
+        return {**super().preprocessing(name), "num_frames": num_frames}
 
 
 @strict

@@ -1,6 +1,6 @@
 """Patches and positions: what turns pixels into tokens in three or more architectures.
 
-Shapes: B batch, C channels, H x W pixels, h x w grid of patches, N tokens, d head width.
+Shapes: B batch, T frames, C channels, H x W pixels, h x w grid of patches, N tokens, d head width.
 """
 
 import math
@@ -25,6 +25,16 @@ def check_input(pixel_values: torch.Tensor, num_channels: int, multiple: tuple[i
             f"image size {height}x{width} does not fit: height must be a multiple of {multiple[0]} and width a multiple "
             f"of {multiple[1]}"
         )
+
+
+def frames_of(pixel_values: torch.Tensor, num_channels: int) -> torch.Tensor:
+    """Clips (B, T, num_channels, H, W) as images (B * T, num_channels, H, W). Raises a ValueError for another shape."""
+    if pixel_values.ndim != 5 or pixel_values.shape[2] != num_channels or pixel_values.shape[1] == 0:
+        raise ValueError(
+            f"expected pixel_values of shape (batch, frames, {num_channels}, height, width), got "
+            f"{tuple(pixel_values.shape)}; num_channels={num_channels} is set in the configuration"
+        )
+    return pixel_values.flatten(0, 1)
 
 
 class PatchEmbeddings(nn.Module):
@@ -101,11 +111,13 @@ class Resizable(nn.Module):
 
 # Keyword arguments of torch.nn.functional.interpolate by the name a configuration uses. "bilinear" with aligned corners
 # is scipy.ndimage.zoom(order=1) of google-research/vision_transformer@c6de1e5 vit_jax/checkpoint.py; "bicubic" is
-# facebookresearch/deit@7e160fe main.py; "bilinear_half_pixel" is SHI-Labs/Compact-Transformers@cd11f09 src/utils/helpers.py.
+# facebookresearch/deit@7e160fe main.py; "bilinear_half_pixel" is SHI-Labs/Compact-Transformers@cd11f09 src/utils/helpers.py;
+# "nearest" is facebookresearch/TimeSformer@a5ef29a timesformer/models/vit.py.
 INTERPOLATIONS = {
     "bilinear": {"mode": "bilinear", "align_corners": True},
     "bicubic": {"mode": "bicubic", "align_corners": False},
     "bilinear_half_pixel": {"mode": "bilinear", "align_corners": False},
+    "nearest": {"mode": "nearest"},
 }
 
 
@@ -150,6 +162,26 @@ class PositionEmbeddings(Resizable):
             return resize_positions(self.weight, self.grid, grid, self.num_prefix_tokens, self.interpolation)
 
         return self.by_size.get(grid, (self.weight,), make)
+
+
+class TimeEmbeddings(Resizable):
+    """A learned position in time for each frame, or group of frames; another number takes the nearest one's."""
+
+    def __init__(self, hidden_size: int, num_frames: int):
+        super().__init__()
+        self.num_frames = num_frames
+        self.weight = nn.Parameter(torch.zeros(1, num_frames, hidden_size))
+
+    def forward(self, num_frames: int) -> torch.Tensor:
+        """The table for that many frames: (1, num_frames, C)."""
+        if num_frames == self.num_frames:
+            return self.weight
+
+        def make():
+            rows = nn.functional.interpolate(self.weight.transpose(1, 2), size=num_frames, mode="nearest")
+            return rows.transpose(1, 2).contiguous()
+
+        return self.by_size.get((num_frames,), (self.weight,), make)
 
 
 def sincos_positions(hidden_size: int, grid: tuple[int, int]) -> torch.Tensor:

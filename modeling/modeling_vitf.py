@@ -1,6 +1,6 @@
 """What the models of every architecture share: the base class and the forward passes of the heads.
 
-Shapes: B batch, N tokens, C channels, H x W pixels, h x w grid of a feature map.
+Shapes: B batch, T frames, N tokens, C channels, H x W pixels, h x w grid of a feature map.
 """
 
 from dataclasses import dataclass
@@ -40,6 +40,8 @@ class VitfPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
+    # Tokens of a base model that stand before those of the patches: class, distillation and register tokens.
+    num_prefix_tokens = 0
     encoder_class: ClassVar[type[PreTrainedModel]]
     encoder_kwargs: ClassVar[dict[str, bool]] = {}
 
@@ -149,7 +151,7 @@ class DistilledImageClassifierOutput(ModelOutput):
 class DistilledImageClassificationMixin(ImageClassificationMixin):
     """
     All of `...ForImageClassification` with a `classifier` on the pooled output and, when `config.distilled` (else `None`), a
-    `distillation_classifier` on the second token.
+    `distillation_classifier` on `distillation_features`, the second token.
 
     The two heads' mean is the prediction (arXiv 2012.12877, section 4). Without a teacher both heads learn the labels: the
     original trains the class head alone then, which spoils the mean on new classes. A teacher's loss is the trainer's work.
@@ -158,6 +160,10 @@ class DistilledImageClassificationMixin(ImageClassificationMixin):
     def add_classifiers(self) -> None:
         super().add_classifiers()
         self.distillation_classifier = self.make_classifier() if self.config.distilled else None
+
+    def distillation_features(self, outputs: ModelOutput) -> torch.Tensor:
+        """What the distillation classifier reads of the encoder's outputs, (B, C)."""
+        return outputs.last_hidden_state[:, 1]
 
     @can_return_tuple
     def forward(
@@ -171,7 +177,7 @@ class DistilledImageClassificationMixin(ImageClassificationMixin):
         outputs = self.base_model(pixel_values, **kwargs)
         heads = [self.classifier(outputs.pooler_output)]
         if self.distillation_classifier is not None:
-            heads.append(self.distillation_classifier(outputs.last_hidden_state[:, 1]))
+            heads.append(self.distillation_classifier(self.distillation_features(outputs)))
         loss = None
         if labels is not None:
             loss = sum(self.loss_function(labels, logits, self.config, **kwargs) for logits in heads) / len(heads)
@@ -184,6 +190,10 @@ class DistilledImageClassificationMixin(ImageClassificationMixin):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+
+
+class VideoClassificationMixin(ImageClassificationMixin):
+    """All of `...ForVideoClassification`: `ImageClassificationMixin` for `pixel_values` (B, T, num_channels, H, W)."""
 
 
 class MaskedImageModelingMixin:
@@ -304,3 +314,22 @@ class PyramidBackboneMixin(VitfBackboneMixin):
     def normalize_stage(self, hidden_states: torch.Tensor, stage: int) -> torch.Tensor:
         is_last = stage == len(self.stage_names) - 1
         return self.base_model.layernorm(hidden_states) if is_last else hidden_states
+
+
+class VideoBackboneMixin(VitfBackboneMixin):
+    """
+    A backbone for clips, `pixel_values` (B, T, num_channels, H, W): a feature map for each group of `config.frame_stride`
+    frames, (B, T / frame_stride, C, H / stride, W / stride). Flattened over the first two dimensions they are what a head for
+    images takes.
+    """
+
+    def feature_map(self, hidden_states: torch.Tensor, height: int, width: int, stage: int = -1) -> torch.Tensor:
+        """
+        What a stage returned for frames of `height` x `width` pixels as maps (B, groups, C, rows, columns): tokens (B, N, C) of
+        the clip or (B, groups, N, C) of each group, of which those of the patches come last, group by group and row by row.
+        """
+        rows, columns = self.config.feature_map_sizes(height, width)[stage]
+        patches = hidden_states[..., self.base_model.num_prefix_tokens :, :]
+        if hidden_states.ndim == 3:
+            patches = patches.unflatten(1, (-1, rows * columns))
+        return patches.transpose(2, 3).unflatten(3, (rows, columns)).contiguous()

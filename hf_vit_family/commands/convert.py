@@ -131,7 +131,7 @@ def write_back(source: str, output: str, layout: str) -> None:
         path = folder / f"model{chosen.suffix}"
         if chosen.native_config is not None:
             native = chosen.native_config(model)
-            preprocessing = write_preprocessing(load_processor(source), name, folder)
+            preprocessing = write_preprocessing(load_processor(source, model.config), name, folder)
             write_text(folder / "config.json", json.dumps({**native, **preprocessing}, indent=2) + "\n")
         write_checkpoint(export_checkpoint(model, name), path, chosen.wrapper)
     print(f"{Path(output) / path.name}: {type(model).__name__} in the layout {name}")

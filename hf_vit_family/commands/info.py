@@ -13,7 +13,6 @@ import torch
 from transformers import PreTrainedConfig
 
 from ..benchmark import count_flops
-from ..modeling.configuration_vitf import pair
 from ..variants import create_config, create_model, find_variant
 from .options import add_overrides, read_overrides
 
@@ -29,13 +28,15 @@ def run(args: argparse.Namespace) -> None:
     config = create_config(args.variant, **overrides)
     with torch.device("meta"):
         model = create_model(args.variant, **overrides)
-    shape = (1, config.num_channels, *pair(config.image_size))
+    shape = (1, *config.input_shape)
+    *frames, _, height, width = config.input_shape
+    example = f"{frames[0]} frames" if frames else "one image"
     rows = {
         "architecture": f"{architecture.name}: {architecture.difference}",
         "paper": architecture.paper,
         "classes": ", ".join(f"{architecture.prefix}{head}" for head in architecture.heads),
         "parameters": f"{sum(p.numel() for p in model.parameters()):,}",
-        "FLOPs": f"{count_flops(model, shape) / 1e9:.2f} G for one image of {shape[2]} x {shape[3]}",
+        "FLOPs": f"{count_flops(model, shape) / 1e9:.2f} G for {example} of {height} x {width}",
         "code": f"{architecture.conversion.SOURCE.repository}@{architecture.conversion.SOURCE.commit}, "
         f"{architecture.conversion.SOURCE.license}",
     }
