@@ -232,7 +232,8 @@ def _published_values(config_class: type[VitfConfig], known: Mapping[str, Any], 
     free = {"num_labels", "id2label", "label2id", "image_size"}
     configs = (config_class.from_variant(variant) for variant in config_class.VARIANTS)
     fixed = {key: value for key, value in known.items() if key not in free}
-    return {getattr(c, name) for c in configs if all(same(c, key, value) for key, value in fixed.items())}
+    values = (getattr(c, name) for c in configs if all(same(c, key, value) for key, value in fixed.items()))
+    return {tuple(value) if isinstance(value, list) else value for value in values}
 
 
 def square_image(num_patches: int, patch_size: int | Iterable[int]) -> tuple[int, int] | None:

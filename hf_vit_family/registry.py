@@ -155,6 +155,31 @@ ARCHITECTURES: dict[str, Architecture] = {
             "CrossViT: Cross-Attention Multi-Scale Vision Transformer for Image Classification (arXiv 2103.14899)",
             "Two branches with small and large patches; the class token of each attends to the patches of the other.",
         ),
+        Architecture(
+            "levit",
+            "LeViT: a Vision Transformer in ConvNet's Clothing for Faster Inference (arXiv 2104.01136)",
+            "A convolutional stem, attention that shrinks the map between stages, batch norms that inference folds away.",
+        ),
+        Architecture(
+            "pvt",
+            "Pyramid Vision Transformer: A Versatile Backbone for Dense Prediction without Convolutions (arXiv 2102.12122)",
+            "A pyramid of four stages, with attention to a map that a convolution made smaller.",
+        ),
+        Architecture(
+            "nest",
+            "Nested Hierarchical Transformer (arXiv 2105.12723)",
+            "Stages of attention within blocks of one size; a convolution and a max-pool make one block of four.",
+        ),
+        Architecture(
+            "swin",
+            "Swin Transformer: Hierarchical Vision Transformer using Shifted Windows (arXiv 2103.14030)",
+            "A pyramid with attention within windows, which every second layer shifts, and a bias by relative position.",
+        ),
+        Architecture(
+            "swinv2",
+            "Swin Transformer V2: Scaling Up Capacity and Resolution (arXiv 2111.09883)",
+            "Swin with norms behind each branch, cosine attention, and a bias made from the logarithm of the distance.",
+        ),
     )
 }
 

@@ -38,6 +38,14 @@ _PIT = {
     "mlp_ratio": 2,
     "num_labels": 5,
 }
+_LEVIT = {
+    "image_size": 128,
+    "hidden_sizes": [16, 24, 32],
+    "depths": [1, 2, 1],
+    "num_heads": [2, 3, 4],
+    "key_dim": 8,
+    "num_labels": 5,
+}
 _CROSSVIT = {
     "image_size": 48,
     "large_branch_scale": [2, 3],
@@ -54,6 +62,36 @@ _T2T = {
     "hidden_size": 32,
     "num_hidden_layers": 2,
     "num_attention_heads": 2,
+    "mlp_ratio": 2,
+    "num_labels": 5,
+}
+_PVT = {
+    "image_size": 32,
+    "hidden_sizes": [16, 32],
+    "depths": [1, 2],
+    "num_heads": [1, 2],
+    "mlp_ratios": [2, 2],
+    "sr_ratios": [2, 1],
+    "num_labels": 5,
+}
+_NEST = {
+    "image_size": 32,
+    "patch_size": 2,
+    "block_size": 4,
+    "hidden_sizes": [16, 24, 32],
+    "depths": [1, 2, 1],
+    "num_heads": [2, 2, 4],
+    "mlp_ratio": 2,
+    "num_labels": 5,
+}
+
+_SWIN = {
+    "image_size": 32,
+    "patch_size": 2,
+    "hidden_sizes": [8, 16, 32],
+    "depths": [2, 2, 2],
+    "num_heads": [2, 2, 4],
+    "window_size": 4,
     "mlp_ratio": 2,
     "num_labels": 5,
 }
@@ -102,6 +140,21 @@ TINY: dict[str, dict[str, Any]] = {
     "localvit-eca": {**_PLAIN, "channel_attention": "eca", "hidden_act": "relu6"},
     "crossvit": {**_CROSSVIT},
     "crossvit-conv": {**_CROSSVIT, "patch_embedding_type": "convolutional"},
+    "levit": {**_LEVIT},
+    "levit-plain": {**_LEVIT, "distilled": False},
+    "pvt": {**_PVT},
+    "nest": {**_NEST},
+    "nest-multiquery": {**_NEST, "attention_type": "multi_query", "pool_padding": "symmetric"},
+    "swin": {**_SWIN},
+    "swin-absolute": {
+        **_SWIN,
+        "use_absolute_embeddings": True,
+        "patch_norm": False,
+        "qkv_bias": False,
+        "qk_scale": 0.3,
+    },
+    "swinv2": {**_SWIN, "pretrained_window_sizes": [2, 0, 0]},
+    "swinv2-unbiased": {**_SWIN, "pretrained_window_sizes": [0, 0, 0], "qkv_bias": False},
 }
 
 # One case an architecture, for checks that cost seconds.

@@ -21,6 +21,11 @@ ARCHITECTURE = {
     "deepvit": "deepvit",
     "localvit": "localvit",
     "crossvit": "crossvit",
+    "levit": "levit",
+    "pvt": "pvt",
+    "nest": "nest",
+    "swin": "swin",
+    "swinv2": "swinv2",
 }
 CASES = [(folder, case) for folder in ARCHITECTURE for case in golden.cases(folder)]
 # Name in a case, or folder and name, to what our classifier returns under it.

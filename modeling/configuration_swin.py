@@ -1,0 +1,105 @@
+"""Configuration of Swin (Liu et al., "Swin Transformer: Hierarchical Vision Transformer using Shifted Windows", arXiv 2103.14030)."""
+
+from typing import Any, ClassVar
+
+from huggingface_hub.dataclasses import strict
+
+from .configuration_vitf import VitfPyramidConfig
+
+# Section 3.3 of arXiv 2103.14030; configs/swin/ of microsoft/Swin-Transformer@f82860b.
+_TINY = {"drop_path_rate": 0.2}
+_SMALL = {"depths": [2, 2, 18, 2], "drop_path_rate": 0.3}
+_BASE = {
+    "hidden_sizes": [128, 256, 512, 1024],
+    "depths": [2, 2, 18, 2],
+    "num_heads": [4, 8, 16, 32],
+    "drop_path_rate": 0.5,
+}
+_LARGE = {
+    "hidden_sizes": [192, 384, 768, 1536],
+    "depths": [2, 2, 18, 2],
+    "num_heads": [6, 12, 24, 48],
+    "drop_path_rate": 0.2,
+}
+_384 = {"window_size": 12, "image_size": 384, "crop_pct": 1.0}
+_22K = {"num_labels": 21841}
+
+
+@strict
+class VitfSwinConfig(VitfPyramidConfig):
+    r"""
+    Swin Transformer. Differs from ViT by stages of ever larger patches, and by attention within square windows, which in
+    every second layer are shifted by half their side; scores have a learned bias by relative position.
+
+    Args:
+        hidden_sizes (`list[int]`, *optional*, defaults to `[96, 192, 384, 768]`): Channels of each stage.
+        depths (`list[int]`, *optional*, defaults to `[2, 2, 6, 2]`): Layers of each stage.
+        num_heads (`list[int]`, *optional*, defaults to `[3, 6, 12, 24]`): Heads of each stage.
+        window_size (`int`, *optional*, defaults to 7):
+            Side of a window, in tokens. A stage whose map is not larger has one window of its own size, which is not shifted.
+        mlp_ratio (`float`, *optional*, defaults to 4.0): Width of the feed-forward layer over that of the stage.
+        qkv_bias (`bool`, *optional*, defaults to `True`): Bias of the query, key and value projection.
+        qk_scale (`float`, *optional*): Factor of the scores; one over the root of a head's width by default.
+        use_absolute_embeddings (`bool`, *optional*, defaults to `False`):
+            Whether patches also get a learned absolute position.
+        patch_norm (`bool`, *optional*, defaults to `True`): Whether there is a norm after the patch embedding.
+        hidden_act (`str`, *optional*, defaults to `"gelu"`): Activation.
+        layer_norm_eps (`float`, *optional*, defaults to 1e-5): Epsilon of every LayerNorm.
+
+    The other fields are those of [`VitfPyramidConfig`].
+    """
+
+    model_type = "vitf_swin"
+    base_model_fsdp_plan: ClassVar[dict[Any, str]] = {"stages.*.layers.*": "free_full_weight"}
+
+    VARIANTS: ClassVar[dict[str, dict[str, Any]]] = {
+        "swin_tiny_patch4_window7_224": {**_TINY},
+        "swin_small_patch4_window7_224": {**_SMALL},
+        "swin_base_patch4_window7_224": {**_BASE},
+        "swin_base_patch4_window12_384": {**_BASE, **_384},
+        "swin_large_patch4_window7_224": {**_LARGE},
+        "swin_large_patch4_window12_384": {**_LARGE, **_384},
+        "swin_tiny_c24_patch4_window8_256": {
+            **_TINY,
+            "num_heads": [4, 8, 16, 32],
+            "window_size": 8,
+            "image_size": 256,
+        },
+        # Pretrained on ImageNet-22k, with the head of its classes.
+        "swin_tiny_patch4_window7_224_22k": {**_TINY, **_22K, "drop_path_rate": 0.1},
+        "swin_small_patch4_window7_224_22k": {**_SMALL, **_22K, "drop_path_rate": 0.2},
+        "swin_base_patch4_window7_224_22k": {**_BASE, **_22K, "drop_path_rate": 0.2},
+        "swin_base_patch4_window12_384_22k": {**_BASE, **_384, **_22K, "drop_path_rate": 0.2},
+        "swin_large_patch4_window7_224_22k": {**_LARGE, **_22K},
+        "swin_large_patch4_window12_384_22k": {**_LARGE, **_384, **_22K},
+    }
+
+    hidden_sizes: list[int] | tuple[int, ...] = (96, 192, 384, 768)
+    depths: list[int] | tuple[int, ...] = (2, 2, 6, 2)
+    num_heads: list[int] | tuple[int, ...] = (3, 6, 12, 24)
+    window_size: int = 7
+    mlp_ratio: float | int = 4.0
+    qkv_bias: bool = True
+    qk_scale: float | None = None
+    use_absolute_embeddings: bool = False
+    patch_norm: bool = True
+    hidden_act: str = "gelu"
+    layer_norm_eps: float = 1e-5
+
+    def validate_windows(self):
+        check_windows(self)
+
+
+def check_windows(config: VitfPyramidConfig) -> None:
+    """Raises a ValueError that names the fields when there can be no windows, or heads do not divide a stage's channels."""
+    name = type(config).__name__
+    if config.window_size < 1:
+        raise ValueError(f"{name}: window_size={config.window_size} must be at least 1")
+    for width, heads in zip(config.hidden_sizes, config.num_heads, strict=True):
+        if width % heads:
+            raise ValueError(
+                f"{name}: hidden_sizes={config.hidden_sizes} are no multiples of num_heads={config.num_heads}"
+            )
+
+
+__all__ = ["VitfSwinConfig"]
