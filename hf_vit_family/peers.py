@@ -45,6 +45,36 @@ def _native_vit_fields(config: VitfConfig) -> dict[str, Any]:
     return {**fields, "intermediate_size": round(config.mlp_ratio * config.hidden_size)}
 
 
+def _transformers_levit(name: str, config: VitfConfig) -> nn.Module:
+    from transformers import LevitConfig, LevitForImageClassificationWithTeacher
+
+    stages = len(config.depths)
+    fields = {
+        key: getattr(config, key) for key in ("image_size", "num_channels", "hidden_sizes", "depths", "num_labels")
+    }
+    return LevitForImageClassificationWithTeacher(
+        LevitConfig(num_attention_heads=config.num_heads, key_dim=[config.key_dim] * stages, **fields)
+    )
+
+
+def _transformers_pvt(name: str, config: VitfConfig) -> nn.Module:
+    from transformers import PvtConfig, PvtForImageClassification
+
+    return PvtForImageClassification(
+        PvtConfig(
+            image_size=pair(config.image_size)[0],
+            sequence_reduction_ratios=config.sr_ratios,
+            num_attention_heads=config.num_heads,
+            **_native_pyramid_fields(config),
+        )
+    )
+
+
+def _native_pyramid_fields(config: VitfConfig) -> dict[str, Any]:
+    same = "num_channels depths hidden_sizes mlp_ratios hidden_act qkv_bias layer_norm_eps num_labels"
+    return {key: getattr(config, key) for key in same.split()}
+
+
 def _vit_pytorch_vit(name: str, config: VitfConfig) -> nn.Module:
     from vit_pytorch import ViT
 
@@ -201,8 +231,21 @@ TIMM_NAMES: dict[str, str] = {
 
 # Library, then architecture: what builds the peer from a variant's name and configuration. timm finds its own by name.
 PEERS: dict[str, dict[str, Callable[[str, VitfConfig], nn.Module]]] = {
-    "timm": {"vit": _timm, "deit": _timm, "pit": _timm, "convit": _timm, "cait": _timm, "crossvit": _timm},
-    "transformers": {"vit": _transformers_vit, "deit": _transformers_deit},
+    "timm": {
+        "vit": _timm,
+        "deit": _timm,
+        "pit": _timm,
+        "convit": _timm,
+        "cait": _timm,
+        "crossvit": _timm,
+        "levit": _timm,
+    },
+    "transformers": {
+        "vit": _transformers_vit,
+        "deit": _transformers_deit,
+        "levit": _transformers_levit,
+        "pvt": _transformers_pvt,
+    },
     "vit_pytorch": {
         "vit": _vit_pytorch_vit,
         "deit": _vit_pytorch_vit,
