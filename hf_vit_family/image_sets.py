@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from .augmentation import mix_seed, seeded
 from .errors import UserError
-from .images import UnreadableImageError
+from .images import UnreadableFileError
 from .sources import Split
 
 OnBadImage = Literal["skip", "error"]
@@ -43,7 +43,7 @@ class BadImages:
         self.path = Path(tempfile.gettempdir()) / f"bad_images_{uuid.uuid4().hex}.txt"
         weakref.finalize(self, _remove_in, os.getpid(), self.path)
 
-    def add(self, error: UnreadableImageError) -> None:
+    def add(self, error: UnreadableFileError) -> None:
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(f"{error}\n")
 
@@ -107,7 +107,7 @@ class ImageStore:
         for index in probes:
             try:
                 image = self.split.read(int(index))
-            except UnreadableImageError:
+            except UnreadableFileError:
                 continue  # it is reported when its turn comes
             sizes.append(image.width * image.height * self.num_channels)
         return np.mean(sizes) * len(self.labels) if sizes else 0.0
@@ -130,7 +130,7 @@ class ImageStore:
     def _decode(self, index: int) -> torch.Tensor | None:
         try:
             return to_pixels(self.split.read(index), self.num_channels)
-        except UnreadableImageError as error:
+        except UnreadableFileError as error:
             if self.on_bad_image == "error":
                 raise
             self.bad_images.add(error)
@@ -237,7 +237,7 @@ class StreamedImages(IterableDataset):
             read, label, _ = self.unpack(row)
             try:
                 pixels = to_pixels(read(), self.num_channels)
-            except UnreadableImageError as error:
+            except UnreadableFileError as error:
                 if self.on_bad_image == "error":
                     raise
                 self.bad_images.add(error)

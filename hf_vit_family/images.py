@@ -16,12 +16,17 @@ FORMATS = [
 ]
 
 
-class UnreadableImageError(UserError):
-    """An image cannot be decoded. The message names it and the reason."""
+class UnreadableFileError(UserError):
+    """A file cannot be decoded. The message names it and the reason."""
 
     def __init__(self, message: str):
         # A DataLoader re-raises a worker's error with the worker's traceback in front; the last line is the message.
-        super().__init__(message.strip().rsplit("\n", 1)[-1].removeprefix(f"{__name__}.{type(self).__name__}: "))
+        cls = type(self)
+        super().__init__(message.strip().rsplit("\n", 1)[-1].removeprefix(f"{cls.__module__}.{cls.__name__}: "))
+
+
+class UnreadableImageError(UnreadableFileError):
+    """An image cannot be decoded."""
 
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:
