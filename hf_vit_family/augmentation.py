@@ -129,7 +129,8 @@ def training_transform(
     resample: PILImageResampling,
 ) -> Callable[[torch.Tensor], torch.Tensor]:
     """
-    The random pipeline of a training image: uint8 (C, any, any) to normalised float32 (C, H, W).
+    The random pipeline of a training image or clip: uint8 ([T,] C, any, any) to normalised float32 ([T,] C, H, W). What is
+    drawn holds for all frames of a clip.
 
     Args:
         size: H and W. mean, std: One number for each channel. resample: How crops are resized.
@@ -164,10 +165,10 @@ class MixingCollate:
     """
     Stacks samples and mixes the batch by MixUp (arXiv 1710.09412) or CutMix (arXiv 1905.04899).
 
-    A sample is `{"pixel_values": (C, H, W), "labels": int, "seed": int}`; the first sample's seed decides the mixing.
+    A sample is `{"pixel_values": ([T,] C, H, W), "labels": int, "seed": int}`; the first sample's seed decides the mixing.
 
     Returns:
-        `pixel_values` (B, C, H, W) and soft `labels` (B, num_labels), rows summing to 1, also where nothing was mixed.
+        `pixel_values` (B, [T,] C, H, W) and soft `labels` (B, num_labels), rows summing to 1, also where nothing was mixed.
     """
 
     def __init__(self, config: AugmentationConfig, num_labels: int):
@@ -185,14 +186,16 @@ class MixingCollate:
         with seeded(samples[0]["seed"]):
             if torch.rand(()) < self.probability:
                 mixer = self.mixers[int(torch.randint(len(self.mixers), ()))]
-                pixel_values, labels = mixer(pixel_values, labels)
+                # All frames of a clip are mixed alike: as channels.
+                mixed, labels = mixer(pixel_values.flatten(1, -3), labels)
+                pixel_values = mixed.view_as(pixel_values)
             else:
                 labels = torch.nn.functional.one_hot(labels, self.num_labels).float()
         return {"pixel_values": pixel_values, "labels": labels}
 
 
 def stack_samples(samples: list[dict]) -> dict[str, torch.Tensor]:
-    """Samples to `pixel_values` (B, C, H, W) and `labels` (B,)."""
+    """Samples to `pixel_values` (B, [T,] C, H, W) and `labels` (B,)."""
     return {
         "pixel_values": torch.stack([sample["pixel_values"] for sample in samples]),
         "labels": torch.tensor([sample["labels"] for sample in samples]),

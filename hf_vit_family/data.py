@@ -1,16 +1,18 @@
 """
-Labelled images for training and evaluation, from a name to batches: the options, and what they open.
+Labelled images or videos for training and evaluation, from a name to batches: the options, and what they open. Which of the
+two it is, the processor says.
 
-Shapes: B batch, C channels, H x W pixels.
+Shapes: B batch, T frames of a clip, C channels, H x W pixels.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
+from transformers.video_processing_utils import BaseVideoProcessor
 
 from .augmentation import AugmentationConfig, MixingCollate, stack_samples, training_transform
 from .errors import UserError
@@ -24,6 +26,8 @@ from .image_sets import (
     TrainingImages,
 )
 from .sources import Split, TableSource, evaluation_split, hold_out, open_source, part_of, training_split
+from .video_sets import EvaluationVideos, VideoStore
+from .video_sources import open_video_source
 
 
 @dataclass
@@ -37,7 +41,8 @@ class DataConfig(AugmentationConfig):
     dataset: str = field(
         default="digits",
         metadata={
-            "help": "Hub id, parquet file, folder of parquet files, folder of class folders, or digits (built in)"
+            "help": "Hub id, parquet file, folder of parquet files, folder of class folders, or digits (built in); for videos "
+            "also a csv file of paths and labels, and moving_digits (built in)"
         },
     )
     dataset_config_name: str | None = field(
@@ -51,6 +56,9 @@ class DataConfig(AugmentationConfig):
         default=0.1, metadata={"help": "part of each class held out for evaluation where no split is meant for it"}
     )
     image_column: str | None = field(default=None, metadata={"help": "column with the images; found by default"})
+    video_column: str | None = field(
+        default=None, metadata={"help": "column with the videos, or their paths; found by default"}
+    )
     label_column: str | None = field(default=None, metadata={"help": "column with the labels; found by default"})
     streaming: bool = field(default=False, metadata={"help": "read images as they come, for sets larger than the disk"})
     shuffle_buffer: int = field(
@@ -58,6 +66,16 @@ class DataConfig(AugmentationConfig):
     )
     image_size: int | None = field(
         default=None, metadata={"help": "height and width in pixels; the processor's by default"}
+    )
+    num_frames: int | None = field(
+        default=None, metadata={"help": "frames taken of a video; the processor's by default"}
+    )
+    frame_sampling: Literal["uniform", "dense", "segments"] | None = field(
+        default=None,
+        metadata={"help": "which frames: evenly, a window, or one of each part; the processor's by default"},
+    )
+    sampling_rate: int | None = field(
+        default=None, metadata={"help": "distance between frames of a dense clip; the processor's by default"}
     )
     max_train_samples: int | None = field(
         default=None, metadata={"help": "train on no more than this many images, drawn at random"}
@@ -82,7 +100,7 @@ class DataConfig(AugmentationConfig):
         for name, low in (("num_workers", 0), ("cache_megabytes", 0), ("shuffle_buffer", 1)):
             if getattr(self, name) < low:
                 raise UserError(f"{name}={getattr(self, name)} must be at least {low}")
-        for name in ("image_size", "max_train_samples", "max_eval_samples"):
+        for name in ("image_size", "num_frames", "sampling_rate", "max_train_samples", "max_eval_samples"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)} must be at least 1")
 
@@ -92,7 +110,7 @@ class DataBundle:
     """
     Args:
         train: [`TrainingImages`], or [`StreamedImages`] with `streaming`.
-        evaluation: [`EvaluationImages`], or [`StreamedImages`].
+        evaluation: [`EvaluationImages`], [`EvaluationVideos`], or [`StreamedImages`].
         id2label: Name of each class.
         num_channels: 1 (grey) or 3 (RGB), as the processor's mean has.
         description: What the data are, as JSON: names, numbers of images, size.
@@ -127,9 +145,25 @@ def _at_most(split: Split, count: int | None) -> Split:
     return part_of(split, indices, split.name)
 
 
-def _open_splits(config: DataConfig) -> tuple[Split, Split]:
+def _open(config: DataConfig, processor):
+    """The source of images, or of videos for a video processor."""
+    if isinstance(processor, BaseVideoProcessor):
+        return open_video_source(config.dataset, config.dataset_config_name, config.video_column, config.label_column)
+    return open_source(config.dataset, config.dataset_config_name, config.image_column, config.label_column)
+
+
+def _store(config: DataConfig, split: Split, labels: np.ndarray, processor, bad_images: BadImages):
+    """The images or videos of a split, with these labels."""
+    if isinstance(processor, BaseVideoProcessor):
+        return VideoStore(split, labels, processor, config.on_bad_image, bad_images)
+    num_channels, _ = input_geometry(config, processor)
+    cache_bytes = config.cache_megabytes * 2**20
+    return ImageStore(split, labels, num_channels, cache_bytes, config.on_bad_image, bad_images)
+
+
+def _open_splits(config: DataConfig, processor) -> tuple[Split, Split]:
     """The split to train on and the split to evaluate on."""
-    source = open_source(config.dataset, config.dataset_config_name, config.image_column, config.label_column)
+    source = _open(config, processor)
     train = source.open(training_split(source, config.train_split))
     eval_name = evaluation_split(source, config.eval_split)
     if eval_name is not None:
@@ -145,8 +179,8 @@ def load_data(config: DataConfig, processor, seed: int) -> DataBundle:
 
     Args:
         config: What to load, and how to vary it.
-        processor: A transformers image processor: its `image_mean`, `image_std`, `size` and `resample` serve training,
-            itself prepares evaluation images.
+        processor: A transformers image processor, or a video processor of the family: its `image_mean`, `image_std`, `size`
+            and `resample` serve training, itself prepares what is evaluated on.
         seed: Of the augmentation.
 
     Raises:
@@ -155,31 +189,29 @@ def load_data(config: DataConfig, processor, seed: int) -> DataBundle:
     """
     num_channels, size = input_geometry(config, processor)
     augment = training_transform(config, size, processor.image_mean, processor.image_std, processor.resample)
-    prepare = ProcessorTransform(processor, size)
     bad_images = BadImages()
     if config.streaming:
-        train, evaluation, classes, description = _stream(config, num_channels, augment, prepare, seed, bad_images)
+        prepare = ProcessorTransform(processor, size)
+        train, evaluation, classes, description = _stream(
+            config, processor, num_channels, augment, prepare, seed, bad_images
+        )
     else:
-        train_split, eval_split = _open_splits(config)
+        train_split, eval_split = _open_splits(config, processor)
         classes = train_split.classes
-        stores = [
-            ImageStore(
-                split,
-                split.labels_for(classes),
-                num_channels,
-                config.cache_megabytes * 2**20,
-                config.on_bad_image,
-                bad_images,
-            )
+        train_store, eval_store = (
+            _store(config, split, split.labels_for(classes), processor, bad_images)
             for split in (train_split, eval_split)
-        ]
-        train, evaluation = TrainingImages(stores[0], augment, seed), EvaluationImages(stores[1], prepare)
+        )
+        train = TrainingImages(train_store, augment, seed)
+        evaluation = _evaluation_set(eval_store, processor, size)
         description = {
             "train_split": train_split.name,
             "eval_split": eval_split.name,
             "num_train": len(train),
             "num_eval": len(evaluation),
         }
+    if isinstance(processor, BaseVideoProcessor):
+        description["num_frames"] = processor.num_frames
     return DataBundle(
         train=train,
         evaluation=evaluation,
@@ -190,9 +222,21 @@ def load_data(config: DataConfig, processor, seed: int) -> DataBundle:
     )
 
 
-def _stream(config: DataConfig, num_channels: int, augment, prepare, seed: int, bad_images: BadImages) -> tuple:
+def _evaluation_set(
+    store: ImageStore | VideoStore, processor, size: tuple[int, int], views: tuple[int, int] | None = None
+) -> EvaluationImages | EvaluationVideos:
+    if isinstance(store, VideoStore):
+        return EvaluationVideos(store, views)
+    return EvaluationImages(store, ProcessorTransform(processor, size))
+
+
+def _stream(
+    config: DataConfig, processor, num_channels: int, augment, prepare, seed: int, bad_images: BadImages
+) -> tuple:
     """The two streamed sets, the classes and the description."""
-    source = open_source(config.dataset, config.dataset_config_name, config.image_column, config.label_column)
+    if isinstance(processor, BaseVideoProcessor):
+        raise UserError("streaming is for images: videos are read from their files when their turn comes")
+    source = _open(config, processor)
     if not isinstance(source, TableSource):
         raise UserError(f"streaming reads parquet files and Hub data sets, not {config.dataset!r}")
     train_name = training_split(source, config.train_split)
@@ -213,19 +257,24 @@ def _stream(config: DataConfig, num_channels: int, augment, prepare, seed: int, 
 
 
 def load_evaluation(
-    config: DataConfig, processor, classes: list[str] | None = None, fraction: float | None = None
-) -> tuple[EvaluationImages, str, BadImages]:
+    config: DataConfig,
+    processor,
+    classes: list[str] | None = None,
+    fraction: float | None = None,
+    views: tuple[int, int] | None = None,
+) -> tuple[EvaluationImages | EvaluationVideos, str, BadImages]:
     """
-    Opens the images to evaluate on: `eval_split`, or a usual split of that kind, or else the only split, all of it.
+    Opens the images or videos to evaluate on: `eval_split`, or a usual split of that kind, or else the only split, all of it.
 
     Args:
         classes: Names of a model's classes. Labels are matched to them by name where all names occur, else by number.
         fraction: Of a data set with no split for evaluation, the part that training with this `eval_fraction` held out.
+        views: Of videos, clips and crops of each clip; by default one clip and its centre.
 
     Returns:
-        The images, the name of their split, and what could not be read so far.
+        The images or videos, the name of their split, and what could not be read so far.
     """
-    source = open_source(config.dataset, config.dataset_config_name, config.image_column, config.label_column)
+    source = _open(config, processor)
     name = evaluation_split(source, config.eval_split)
     if name is None:
         if len(source.split_names) > 1:
@@ -247,16 +296,15 @@ def load_evaluation(
             f"{config.dataset} has {len(split.classes)} classes, the model only {len(classes)}: train a model whose head "
             f"has that many (num_labels={len(split.classes)})"
         )
-    num_channels, size = input_geometry(config, processor)
+    _, size = input_geometry(config, processor)
     bad_images = BadImages()
-    cache_bytes = config.cache_megabytes * 2**20
-    store = ImageStore(split, labels, num_channels, cache_bytes, config.on_bad_image, bad_images)
-    return EvaluationImages(store, ProcessorTransform(processor, size)), split.name, bad_images
+    store = _store(config, split, labels, processor, bad_images)
+    return _evaluation_set(store, processor, size, views), split.name, bad_images
 
 
 def train_collate(config: AugmentationConfig, num_labels: int) -> Callable[[list[dict]], dict[str, torch.Tensor]]:
     """
-    How samples of [`TrainingImages`] become a batch of `pixel_values` (B, C, H, W) and `labels`: (B,) class indices, or
+    How samples of [`TrainingImages`] become a batch of `pixel_values` (B, [T,] C, H, W) and `labels`: (B,) class indices, or
     with MixUp or CutMix (B, num_labels) floats. It can be pickled.
     """
     if config.mix_probability and (config.mixup or config.cutmix):

@@ -153,7 +153,8 @@ class ImageStore:
 
 class TrainingImages(Dataset):
     """
-    Augmented images: index to `{"pixel_values": float32 (C, H, W), "labels": int, "seed": int}`.
+    Augmented images, or clips: index to `{"pixel_values": float32 ([T,] C, H, W), "labels": int, "seed": int}`. All frames
+    of a clip are varied alike.
 
     An index is `repeat * len(self) + position`, as [`EpochSampler`] gives them: each repeat is another variation of the
     image. A broken image is replaced by the next readable one, which keeps batches whole whatever worker meets it.
@@ -174,14 +175,14 @@ class TrainingImages(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         start = index % len(self)
-        for position in itertools.chain(range(start, len(self)), range(start)):
-            pixels = self.store.pixels(position)
-            if pixels is not None:
-                break
-        else:
-            raise UserError(f"split {self.store.split.name!r} has no readable image")
         seed = mix_seed(self.seed, int(self.epoch), index)
         with seeded(seed):
+            for position in itertools.chain(range(start, len(self)), range(start)):
+                pixels = self.store.pixels(position)  # of a video, frames are drawn
+                if pixels is not None:
+                    break
+            else:
+                raise UserError(f"split {self.store.split.name!r} has nothing that can be read")
             pixel_values = self.transform(pixels)
         return {"pixel_values": pixel_values, "labels": int(self.store.labels[position]), "seed": seed}
 

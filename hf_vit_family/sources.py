@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -23,20 +24,21 @@ LABEL_COLUMNS = ("label", "labels", "fine_label", "target", "class", "cls", "cat
 @dataclass
 class Split:
     """
-    Labelled images, undecoded.
+    Labelled images or videos, undecoded.
 
     Args:
         name: The split's name.
         labels: int64 of shape (number of images,), indices into `classes`.
         classes: Names of the classes.
-        read: Decodes the image of an index to a PIL image; UnreadableImageError if it is broken.
-        image_name: What a user knows the image of an index by.
+        read: Decodes the image of an index to a PIL image; UnreadableImageError if it is broken. The video of an index it
+            gives in a form that the video processor takes: frames are decoded once it is known which.
+        image_name: What a user knows the image or video of an index by.
     """
 
     name: str
     labels: np.ndarray
     classes: list[str]
-    read: Callable[[int], Image.Image]
+    read: Callable[[int], Any]
     image_name: Callable[[int], str]
 
     def labels_for(self, classes: list[str]) -> np.ndarray:
@@ -81,9 +83,15 @@ class DigitsSource:
 
 
 class FolderSource:
-    """`<root>/<class>/...` or `<root>/<split>/<class>/...`. Every file that is not hidden is taken for an image."""
+    """
+    `<root>/<class>/...` or `<root>/<split>/<class>/...`. Every file that is not hidden is taken for an image.
 
-    def __init__(self, root: Path):
+    Args:
+        root: The folder. read: What a split's `read` does with a path.
+    """
+
+    def __init__(self, root: Path, read: Callable[[Path], Any] = read_image):
+        self.read = read
         folders = _visible_folders(root)
         known = [folder for folder in folders if folder.name in ("train", *EVALUATION_SPLITS)]
         self.folders = {folder.name: folder for folder in known} or {"train": root}
@@ -103,7 +111,7 @@ class FolderSource:
             name=split,
             labels=np.array(labels, dtype=np.int64),
             classes=self.classes,
-            read=lambda i: read_image(paths[i]),
+            read=lambda i: self.read(paths[i]),
             image_name=lambda i: str(paths[i]),
         )
 
@@ -116,16 +124,27 @@ class TableSource:
         dataset: A parquet file, a folder with parquet files, or a Hub id.
         config_name: Which of a Hub data set's configurations.
         image_column, label_column: Found by type and usual names where None.
+        kind: Suffix of local files, without the dot.
     """
 
-    def __init__(self, dataset: str, config_name: str | None, image_column: str | None, label_column: str | None):
+    # The option that names the column, its type, and what it is usually called.
+    image_option, feature, usual_columns = "image_column", datasets.Image, IMAGE_COLUMNS
+
+    def __init__(
+        self,
+        dataset: str,
+        config_name: str | None,
+        image_column: str | None,
+        label_column: str | None,
+        kind: str = "parquet",
+    ):
         self.dataset = dataset
         self.image_column = image_column
         self.label_column = label_column
         path = Path(dataset).expanduser()
         if path.exists():
-            self.location = ("parquet",)
-            self.options = {"data_files": parquet_splits(path)}
+            self.location = (kind,)
+            self.options = {"data_files": table_splits(path, f".{kind}")}
             self.split_names = tuple(self.options["data_files"])
         else:
             self.location = (dataset, config_name)
@@ -137,17 +156,15 @@ class TableSource:
         try:
             return function(*args, **kwargs)
         except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-            where = (
-                "cannot be read" if self.location == ("parquet",) else "is no local path and no Hub data set in reach"
-            )
+            where = "cannot be read" if len(self.location) == 1 else "is no local path and no Hub data set in reach"
             reason = " ".join(str(error).split())[:300]
             raise UserError(f"dataset={self.dataset!r} {where}: {reason}") from error
 
     def _columns(self, features: datasets.Features) -> tuple[str, str]:
-        """Names of the image column and the label column."""
-        image = self.image_column or _find_column(features, datasets.Image, IMAGE_COLUMNS)
+        """Names of the column with the images, or videos, and of the label column."""
+        image = self.image_column or _find_column(features, self.feature, self.usual_columns)
         label = self.label_column or _find_column(features, datasets.ClassLabel, LABEL_COLUMNS)
-        for field, name in (("image_column", image), ("label_column", label)):
+        for field, name in ((self.image_option, image), ("label_column", label)):
             if name is None:
                 raise UserError(f"{self.dataset}: name the {field}; the columns are {', '.join(features)}")
             if name not in features:
@@ -225,12 +242,12 @@ def _find_column(features: datasets.Features, kind: type, usual: tuple[str, ...]
     return of_kind[0] if len(of_kind) == 1 else None
 
 
-def parquet_splits(path: Path) -> dict[str, list[str]]:
+def table_splits(path: Path, suffix: str) -> dict[str, list[str]]:
     """Files of each split: a single file is "train"; in a folder, file or parent names that hold a split's name tell."""
     if path.is_file():
         return {"train": [str(path)]}
     splits: dict[str, list[str]] = {}
-    for file in sorted(path.rglob("*.parquet")):
+    for file in sorted(path.rglob(f"*{suffix}")):
         words = re.split(r"[^a-z]+", str(file.relative_to(path)).lower())
         name = next((word for word in words if word in ("train", *EVALUATION_SPLITS)), "train")
         splits.setdefault(name, []).append(str(file))

@@ -142,8 +142,10 @@ def read_with_transformers(source: str | bytes, choose: ChooseFrames) -> tuple[l
         A frame (H, W, 3) for each index, RGB of 8 bits, and the number of frames.
 
     Raises:
-        ValueError: if the file does not say how many frames it has, or has fewer.
+        ValueError: if there is no such file, or it does not say how many frames it has, or has fewer.
     """
+    if isinstance(source, str) and not source.startswith(("http://", "https://")) and not os.path.isfile(source):
+        raise ValueError(f"{source}: no such video file")
     wanted: list[int] = []
     total = 0
 
@@ -269,14 +271,26 @@ class VitfVideoProcessor(VitfImageProcessorMixin, BaseVideoProcessor):
         if isinstance(video, Path):
             video = str(video)
         if isinstance(video, str | bytes):
-            if isinstance(video, str) and not video.startswith(("http://", "https://")) and not os.path.isfile(video):
-                raise ValueError(f"{video}: no such video file")
             frames, total = self.read_frames(video, choose)
         else:
             total = len(video)
             frames = [video[index] for index in choose(total)]
         ends = np.cumsum([len(indices) for indices in chosen])
         return [(frames[end - len(indices) : end], indices, total) for end, indices in zip(ends, chosen, strict=True)]
+
+    def read_clip(self, video: Any, choose: ChooseFrames) -> torch.Tensor:
+        """
+        Frames of one video as they are, before they are resized.
+
+        Args:
+            video: One video in any form that a call takes. choose: From the number of frames to the indices wanted.
+
+        Returns:
+            (T, C, H, W), uint8 or float32.
+        """
+        [video] = split_videos(video)
+        [(frames, _, _)] = self.load_clips(video, [choose])
+        return self._stack(frames, self.do_convert_rgb)
 
     def _decode_and_sample_videos(self, videos, video_metadata=None, do_sample_frames=None, sample_indices_fn=None):
         """Videos as lists of frames. transformers calls it with `sample_indices_fn`, a partial `sample_frames`, or None."""

@@ -1,0 +1,138 @@
+"""
+Where labelled videos come from: the built-in moving digits, a folder of class folders, tables of paths, or the Hub.
+
+A split's `read` gives a path, encoded bytes or an array (N, H, W, C): which frames are decoded is not decided here.
+"""
+
+from pathlib import Path
+
+import datasets
+import numpy as np
+
+from .errors import UserError
+from .sources import FolderSource, Split, TableSource, encode_labels, stratified_draw
+from .videos import UnreadableVideoError
+
+VIDEO_COLUMNS = ("video", "videos", "path", "video_path", "file", "file_name", "clip", "mp4", "avi", "webm")
+TABLES = ("csv", "parquet")
+
+
+class MovingDigitsSource:
+    """
+    Videos of 8 frames of 32 x 32 pixels, in which one of the digits that scikit-learn ships goes once around the frame to
+    the left or the right, then once around it upwards or downwards: four classes, by the directions of the two motions.
+
+    What leaves the frame comes in again on the other side, and a digit starts anywhere. The frames of a video are therefore
+    the same for each class, and only their order differs: neither a single frame nor any number of frames whose order is
+    unknown tells more about the class than chance, 25%.
+
+    Each digit of the split moves in all four ways. The digits of the split "test" are a fixed fifth that "train" lacks.
+    """
+
+    split_names = ("train", "test")
+    classes = ("left-up", "left-down", "right-up", "right-down")
+    size, step = 32, 8
+
+    def open(self, split: str) -> Split:
+        from sklearn.datasets import load_digits  # seconds to import
+
+        digits = load_digits()
+        test = stratified_draw(digits.target, 0.2)
+        rows = test if split == "test" else np.setdiff1d(np.arange(len(digits.target)), test)
+        count = len(self.classes)
+        return Split(
+            name=split,
+            labels=np.tile(np.arange(count), len(rows)),
+            classes=list(self.classes),
+            read=lambda i: self.draw(
+                digits.images[rows[i // count]], i % count, seed=int(rows[i // count]) * count + i % count
+            ),
+            image_name=lambda i: f"digit {rows[i // count]} going {self.classes[i % count]}",
+        )
+
+    def draw(self, digit: np.ndarray, label: int, seed: int) -> np.ndarray:
+        """
+        Args:
+            digit: (8, 8), 0 to 16. label: Index of the class. seed: Of the start.
+
+        Returns:
+            uint8 (8, 32, 32, 3).
+        """
+        frame = np.zeros((self.size, self.size), np.uint8)
+        frame[:16, :16] = np.rint(digit * (255 / 16)).astype(np.uint8).repeat(2, 0).repeat(2, 1)
+        start = np.random.default_rng(seed).integers(0, self.size, 2)
+        across = self.step if self.classes[label].startswith("right") else -self.step
+        down = self.step if self.classes[label].endswith("down") else -self.step
+        steps = self.size // self.step
+        shifts = [(0, across * i) for i in range(1, steps + 1)] + [(down * i, 0) for i in range(1, steps + 1)]
+        frames = [np.roll(frame, start + shift, axis=(0, 1)) for shift in shifts]
+        return np.stack(frames)[..., None].repeat(3, -1)
+
+
+class VideoTableSource(TableSource):
+    """
+    Rows with a label and a video: a path in local csv or parquet files, relative to their folder, or videos on the Hub.
+
+    The arguments are those of [`TableSource`], `image_column` being the column with the videos.
+    """
+
+    image_option, feature, usual_columns = "video_column", datasets.Video, VIDEO_COLUMNS
+
+    def open(self, split: str) -> Split:
+        table = self._ask(datasets.load_dataset, *self.location, split=split, **self.options)
+        column, label = self._columns(table.features)
+        labels, classes = encode_labels(table.data.column(label).to_pylist(), table.features[label], label, split)
+        videos = table.select_columns([column])
+        if isinstance(table.features[column], datasets.Video):
+            videos = videos.cast_column(column, datasets.Video(decode=False))
+        root = Path(self.dataset).expanduser()
+        root = root.parent if root.is_file() else root
+
+        def read(i: int) -> str | bytes:
+            cell = videos[i][column]
+            if isinstance(cell, dict):
+                cell = cell["bytes"] if cell.get("bytes") is not None else cell.get("path")
+            if not cell:
+                raise UnreadableVideoError(f"cannot read video in row {i} of {split}: the cell is empty")
+            if not isinstance(cell, str | bytes):
+                raise UserError(f"video_column={column!r} of {self.dataset} does not hold paths or videos")
+            if isinstance(cell, bytes) or len(self.location) > 1:
+                return cell
+            return str(root / cell)
+
+        def video_name(i: int) -> str:
+            cell = videos[i][column]
+            path = cell.get("path") if isinstance(cell, dict) else cell if isinstance(cell, str) else None
+            return f"{path or 'video'} (row {i} of {split})"
+
+        return Split(name=split, labels=labels, classes=classes, read=read, image_name=video_name)
+
+
+def open_video_source(
+    dataset: str, config_name: str | None = None, video_column: str | None = None, label_column: str | None = None
+) -> MovingDigitsSource | FolderSource | VideoTableSource:
+    """
+    The source that a data set's name means: `"moving_digits"`, a folder of class folders, a csv or parquet file or a folder
+    of them, or a Hub id.
+
+    Raises:
+        UserError: if it does not exist or holds none of these.
+    """
+    if dataset == "moving_digits":
+        return MovingDigitsSource()
+    path = Path(dataset).expanduser()
+    if path.is_dir():
+        kind = next((kind for kind in TABLES if any(path.glob(f"*.{kind}"))), None)
+        if kind is None:
+            return FolderSource(path, read=str)
+    elif path.is_file():
+        kind = path.suffix.removeprefix(".")
+        if kind not in TABLES:
+            raise UserError(
+                f"dataset={dataset!r} is no csv or parquet file with paths and labels; give one, or a folder"
+            )
+    else:
+        kind = "parquet"
+        if dataset.startswith((".", "/", "~")) or dataset.endswith(tuple(f".{kind}" for kind in TABLES)):
+            raise UserError(f"dataset={dataset!r} does not exist")
+    return VideoTableSource(dataset, config_name, video_column, label_column, kind)
