@@ -25,6 +25,13 @@ def _timm(name: str, config: VitfConfig) -> nn.Module:
     return timm.create_model(timm_name, img_size=pair(config.image_size), **kwargs)
 
 
+def _timm_of_any_size(name: str, config: VitfConfig) -> nn.Module:
+    """A model of timm's that is not built for one size of images."""
+    import timm
+
+    return timm.create_model(name, num_classes=config.num_labels, in_chans=config.num_channels)
+
+
 def _transformers_vit(name: str, config: VitfConfig) -> nn.Module:
     from transformers import ViTConfig, ViTForImageClassification
 
@@ -65,6 +72,20 @@ def _transformers_pvt(name: str, config: VitfConfig) -> nn.Module:
             image_size=pair(config.image_size)[0],
             sequence_reduction_ratios=config.sr_ratios,
             num_attention_heads=config.num_heads,
+            **_native_pyramid_fields(config),
+        )
+    )
+
+
+def _transformers_pvt_v2(name: str, config: VitfConfig) -> nn.Module:
+    from transformers import PvtV2Config, PvtV2ForImageClassification
+
+    return PvtV2ForImageClassification(
+        PvtV2Config(
+            image_size=config.image_size,
+            sr_ratios=config.sr_ratios,
+            num_attention_heads=config.num_heads,
+            linear_attention=config.linear_attention,
             **_native_pyramid_fields(config),
         )
     )
@@ -239,12 +260,14 @@ PEERS: dict[str, dict[str, Callable[[str, VitfConfig], nn.Module]]] = {
         "cait": _timm,
         "crossvit": _timm,
         "levit": _timm,
+        "pvt_v2": _timm_of_any_size,
     },
     "transformers": {
         "vit": _transformers_vit,
         "deit": _transformers_deit,
         "levit": _transformers_levit,
         "pvt": _transformers_pvt,
+        "pvt_v2": _transformers_pvt_v2,
     },
     "vit_pytorch": {
         "vit": _vit_pytorch_vit,

@@ -180,6 +180,11 @@ ARCHITECTURES: dict[str, Architecture] = {
             "Swin Transformer V2: Scaling Up Capacity and Resolution (arXiv 2111.09883)",
             "Swin with norms behind each branch, cosine attention, and a bias made from the logarithm of the distance.",
         ),
+        Architecture(
+            "pvt_v2",
+            "PVT v2: Improved Baselines with Pyramid Vision Transformer (arXiv 2106.13797)",
+            "PVT with overlapping patches, and a depth-wise convolution in feed-forward layers in place of positions.",
+        ),
     )
 }
 

@@ -40,10 +40,10 @@ _PIT = {
 }
 _LEVIT = {
     "image_size": 128,
-    "hidden_sizes": [16, 24, 32],
+    "hidden_sizes": [8, 16, 16],
     "depths": [1, 2, 1],
-    "num_heads": [2, 3, 4],
-    "key_dim": 8,
+    "num_heads": [2, 1, 3],
+    "key_dim": 4,
     "num_labels": 5,
 }
 _CROSSVIT = {
@@ -155,6 +155,8 @@ TINY: dict[str, dict[str, Any]] = {
     },
     "swinv2": {**_SWIN, "pretrained_window_sizes": [2, 0, 0]},
     "swinv2-unbiased": {**_SWIN, "pretrained_window_sizes": [0, 0, 0], "qkv_bias": False},
+    "pvt_v2": {**_PVT},
+    "pvt_v2-linear": {**_PVT, "linear_attention": True},
 }
 
 # One case an architecture, for checks that cost seconds.

@@ -903,6 +903,18 @@ INITIALISATION = {
     ),
     # Cut at two standard deviations of the normal before the cut.
     "nest": ({**_NORMS, r"bias$": ("constant", 0.0), r"": ("normal", 0.02 * 0.87962566103423978)}, {}),
+    "pvt_v2": (
+        {
+            **_NORMS,
+            r"bias$": ("constant", 0.0),
+            r"^pvt_v2\.embeddings\.": ("normal", (2 / (7 * 7 * 16)) ** 0.5),
+            r"patch_embeddings\.": ("normal", (2 / (3 * 3 * 32)) ** 0.5),
+            r"reduction\.conv\.": ("normal", (2 / (2 * 2 * 16)) ** 0.5),
+            r"depthwise\.": ("normal", (2 / (3 * 3)) ** 0.5),
+            r"weight$": ("normal", 0.02),
+        },
+        {},
+    ),
 }
 
 

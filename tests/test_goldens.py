@@ -26,6 +26,7 @@ ARCHITECTURE = {
     "nest": "nest",
     "swin": "swin",
     "swinv2": "swinv2",
+    "pvt_v2": "pvt_v2",
 }
 CASES = [(folder, case) for folder in ARCHITECTURE for case in golden.cases(folder)]
 # Name in a case, or folder and name, to what our classifier returns under it.
