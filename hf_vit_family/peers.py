@@ -8,6 +8,8 @@ from torch import nn
 from .errors import UserError
 from .modeling.configuration_crossvit import VitfCrossvitConfig
 from .modeling.configuration_pit import VitfPitConfig
+from .modeling.configuration_swin import VitfSwinConfig
+from .modeling.configuration_swinv2 import VitfSwinv2Config
 from .modeling.configuration_vitf import VitfConfig, pair
 
 
@@ -94,6 +96,24 @@ def _transformers_pvt_v2(name: str, config: VitfConfig) -> nn.Module:
 def _native_pyramid_fields(config: VitfConfig) -> dict[str, Any]:
     same = "num_channels depths hidden_sizes mlp_ratios hidden_act qkv_bias layer_norm_eps num_labels"
     return {key: getattr(config, key) for key in same.split()}
+
+
+def _transformers_swin(name: str, config: VitfConfig) -> nn.Module:
+    from transformers import SwinConfig, SwinForImageClassification
+
+    return SwinForImageClassification(SwinConfig(**_native_swin_fields(config)))
+
+
+def _transformers_swinv2(name: str, config: VitfConfig) -> nn.Module:
+    from transformers import Swinv2Config, Swinv2ForImageClassification
+
+    fields = _native_swin_fields(config)
+    return Swinv2ForImageClassification(Swinv2Config(**fields, pretrained_window_sizes=config.pretrained_window_sizes))
+
+
+def _native_swin_fields(config: VitfConfig) -> dict[str, Any]:
+    same = "image_size patch_size num_channels depths num_heads window_size mlp_ratio qkv_bias hidden_act num_labels"
+    return {**{key: getattr(config, key) for key in same.split()}, "embed_dim": config.hidden_sizes[0]}
 
 
 def _vit_pytorch_vit(name: str, config: VitfConfig) -> nn.Module:
@@ -246,6 +266,8 @@ def _torchvision_vit(name: str, config: VitfConfig) -> nn.Module:
 # Names under which timm has a variant, where they are not ours.
 TIMM_NAMES: dict[str, str] = {
     **{name: f"{name}_224" for name in VitfPitConfig.VARIANTS},
+    **{name: name.removesuffix("_22k") for name in VitfSwinConfig.VARIANTS},
+    **{name: name.replace("_patch4", "").removesuffix("_22k") for name in VitfSwinv2Config.VARIANTS},
     # timm counts the pixels that come in.
     **{name: name.replace("_224", "_240").replace("_384", "_408") for name in VitfCrossvitConfig.VARIANTS},
 }
@@ -261,6 +283,8 @@ PEERS: dict[str, dict[str, Callable[[str, VitfConfig], nn.Module]]] = {
         "crossvit": _timm,
         "levit": _timm,
         "pvt_v2": _timm_of_any_size,
+        "swin": _timm,
+        "swinv2": _timm,
     },
     "transformers": {
         "vit": _transformers_vit,
@@ -268,6 +292,8 @@ PEERS: dict[str, dict[str, Callable[[str, VitfConfig], nn.Module]]] = {
         "levit": _transformers_levit,
         "pvt": _transformers_pvt,
         "pvt_v2": _transformers_pvt_v2,
+        "swin": _transformers_swin,
+        "swinv2": _transformers_swinv2,
     },
     "vit_pytorch": {
         "vit": _vit_pytorch_vit,
