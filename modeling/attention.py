@@ -70,8 +70,14 @@ def attend(
         The context `(B, N, h * d)` and the map `(B, h, N, M)`, or `None` where a fused kernel ran.
     """
     implementation = "eager" if output_attentions else module.config._attn_implementation
+    if implementation == "sdpa" and position_bias is not None and position_bias.requires_grad and query.is_cpu:
+        implementation = (
+            "eager"  # CPUs have no fused kernel with a gradient for the bias; what sdpa does instead is slower
+        )
     interface = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
     if position_bias is not None:
+        if implementation == "flex_attention":  # it reads the bias of each example by index
+            position_bias = position_bias.expand(query.shape[0], -1, -1, -1)
         kwargs["position_bias"] = position_bias
     context, probabilities = interface(
         module,
