@@ -167,6 +167,7 @@ class Evaluation(Facts):
         parameters: Parameters of the model.
         image_size: Pixels, one number or height and width.
         wall_seconds: Duration.
+        views: Of videos, the clips and crops whose scores are averaged, as `"4x3"`.
     """
 
     FILE: ClassVar[str] = "evaluation.json"
@@ -181,6 +182,7 @@ class Evaluation(Facts):
     parameters: int
     image_size: int | list[int]
     wall_seconds: float | None = None
+    views: str | None = None
 
 
 FACTS: tuple[type[Facts], ...] = (Conversion, Training, Evaluation)

@@ -1,6 +1,7 @@
 """How good a classifier is: one pass over a data set, and the metrics of `hf_vit_family.metrics`."""
 
 import json
+import math
 import re
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
@@ -17,9 +18,35 @@ from .image_sets import IGNORED_LABEL
 from .metrics import CalibrationError, ConfusionMatrix, RealAccuracy, TopKAccuracy
 
 
+def average_views(logits: torch.Tensor, view_average: str) -> torch.Tensor:
+    """
+    One score a class from those of several views of each video.
+
+    Args:
+        logits: (B, V, num_labels).
+        view_average: `"logits"`: their mean. `"softmax"`: the logarithm of the mean probability. PySlowFast's MViT, whose head
+            ends in a softmax, averages these; TimeSformer, ViViT and X-ViT average logits.
+
+    Returns:
+        (B, num_labels), logits.
+    """
+    if view_average == "logits":
+        return logits.mean(1)
+    return logits.log_softmax(-1).logsumexp(1) - math.log(logits.shape[1])
+
+
+def _logits(model: nn.Module, pixel_values: torch.Tensor, view_average: str) -> torch.Tensor:
+    """Logits (B, num_labels) of images (B, C, H, W), clips (B, T, C, H, W), or views of videos (B, V, T, C, H, W)."""
+    if pixel_values.ndim < 6:
+        return model(pixel_values=pixel_values).logits.float()
+    # One view after the other: there are as many activations as of a batch of single clips.
+    views = [model(pixel_values=view).logits.float() for view in pixel_values.unbind(1)]
+    return average_views(torch.stack(views, dim=1), view_average)
+
+
 @torch.no_grad()
 def _predict(
-    model: nn.Module, loader: Iterable[dict], accelerator: Accelerator | None, progress: bool
+    model: nn.Module, loader: Iterable[dict], accelerator: Accelerator | None, progress: bool, view_average: str
 ) -> dict[str, torch.Tensor]:
     """
     What the metrics need of every image, on the CPU, in the order of the loader: `ranked` (N, up to 5) class indices,
@@ -31,8 +58,7 @@ def _predict(
     for batch in tqdm(loader, desc="evaluating", unit="batch", disable=not shown, leave=False):
         labels = batch["labels"].to(device)
         with accelerator.autocast() if accelerator else nullcontext():
-            logits = model(pixel_values=batch["pixel_values"].to(device)).logits
-        logits = logits.float()
+            logits = _logits(model, batch["pixel_values"].to(device), view_average)
         if labels.max() >= logits.shape[1]:
             raise UserError(
                 f"label {int(labels.max())} of the data lies outside the {logits.shape[1]} classes of the model"
@@ -58,17 +84,21 @@ def evaluate_model(
     num_labels: int | None = None,
     progress: bool = True,
     valid_labels: Sequence[Sequence[int]] | None = None,
+    view_average: str = "logits",
 ) -> dict[str, Any]:
     """
     Evaluates a classifier; it is in evaluation mode meanwhile, and in its own mode afterwards.
 
     Args:
-        model: Called with `pixel_values` (B, C, H, W); its output has `logits` (B, num_labels).
-        loader: Batches of `pixel_values` and integer `labels` (B,); images with the label -100 are left out.
+        model: Called with `pixel_values` (B, C, H, W), or (B, T, C, H, W) of videos; its output has `logits`
+            (B, num_labels).
+        loader: Batches of `pixel_values` and integer `labels` (B,); images with the label -100 are left out. Videos may come
+            in several views, (B, V, T, C, H, W).
         accelerator: Gathers the results of all processes (the loader is prepared by it), and casts.
         num_labels: `model.config.num_labels` by default.
         progress: Whether to show a progress bar.
         valid_labels: For each image of the loader, in order, the class indices that are right (ImageNet-ReaL).
+        view_average: What is averaged over views; see `average_views`.
 
     Returns:
         Fractions of 1 `accuracy`, `top5_accuracy`, `mean_per_class_accuracy`, `ece` and, with `valid_labels`,
@@ -81,7 +111,7 @@ def evaluate_model(
     training = model.training
     model.eval()
     try:
-        results = _predict(model, loader, accelerator, progress)
+        results = _predict(model, loader, accelerator, progress, view_average)
     finally:
         model.train(training)
     kept = results["labels"] != IGNORED_LABEL if results else torch.zeros(0, dtype=torch.bool)

@@ -50,7 +50,7 @@ def refused(capsys, *arguments: str) -> str:
     captured = capsys.readouterr()
     assert captured.out == ""
     # Without the progress bar, which ends with a line of its own, that line is all.
-    lines = [line for line in captured.err.splitlines() if line and "image/s]" not in line]
+    lines = [line for line in captured.err.splitlines() if line and "file/s]" not in line]
     assert len(lines) == 1
     assert lines[0].startswith("vit-family predict: ")
     return lines[0]

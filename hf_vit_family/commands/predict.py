@@ -1,8 +1,9 @@
 """
-Classify images with a model folder or a Hub id: the most probable labels of each image.
+Classify images or videos with a model folder or a Hub id: the most probable labels of each.
 
 examples:
   vit-family predict cat.jpg dog.png --model outputs/deit
+  vit-family predict clip.mp4 --model outputs/timesformer
   vit-family predict cat.jpg --model google/vit-base-patch16-224 --top 3
 """
 
@@ -22,7 +23,15 @@ from huggingface_hub.errors import (
 from PIL import Image
 from safetensors import SafetensorError
 from tqdm import tqdm
-from transformers import AutoImageProcessor, AutoModelForImageClassification, BaseImageProcessor, PreTrainedModel
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    AutoModelForVideoClassification,
+    AutoVideoProcessor,
+    BaseImageProcessor,
+    PreTrainedModel,
+)
+from transformers.video_processing_utils import BaseVideoProcessor
 
 from ..clean_process import quiet_loading
 from ..errors import UserError
@@ -33,9 +42,9 @@ _LOADING_ERRORS = (OSError, ValueError, TypeError, KeyError, RuntimeError, Safet
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files")
-    parser.add_argument("--model", required=True, metavar="FOLDER_OR_HUB_ID", help="an image classifier")
-    parser.add_argument("--top", type=int, default=5, help="labels to show for each image (default: 5)")
+    parser.add_argument("files", nargs="+", metavar="FILE", help="image files, or video files for a video classifier")
+    parser.add_argument("--model", required=True, metavar="FOLDER_OR_HUB_ID", help="an image or video classifier")
+    parser.add_argument("--top", type=int, default=5, help="labels to show for each file (default: 5)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: cpu)")
 
 
@@ -68,7 +77,7 @@ def _load(auto_class: type, model: str, **options: Any) -> Any:
 
 def load_classifier(model: str, device: str) -> tuple[PreTrainedModel, BaseImageProcessor]:
     """
-    An image classifier in evaluation mode on a device, and its processor.
+    An image or video classifier in evaluation mode on a device, and its processor, which says what it classifies.
 
     Args:
         model: A folder or a Hub id.
@@ -79,14 +88,16 @@ def load_classifier(model: str, device: str) -> tuple[PreTrainedModel, BaseImage
     """
     if not _has_file(model, "config.json"):
         raise UserError(f"{model} is not a model: it has no config.json")
-    if not _has_file(model, "preprocessor_config.json"):
+    if _has_file(model, "preprocessor_config.json"):
+        processor_class, model_class = AutoImageProcessor, AutoModelForImageClassification
+    elif _has_file(model, "video_preprocessor_config.json"):
+        processor_class, model_class = AutoVideoProcessor, AutoModelForVideoClassification
+    else:
         raise UserError(
             f"{model} has no preprocessor_config.json; create_processor(VARIANT).save_pretrained(FOLDER) writes it"
         )
-    processor = _load(AutoImageProcessor, model)
-    classifier, info = _load(
-        AutoModelForImageClassification, model, output_loading_info=True, ignore_mismatched_sizes=True
-    )
+    processor = _load(processor_class, model)
+    classifier, info = _load(model_class, model, output_loading_info=True, ignore_mismatched_sizes=True)
     if info["mismatched_keys"]:
         key, found, expected = min(info["mismatched_keys"])
         raise UserError(f"{model}: {key} is {tuple(found)}, but config.json makes it {tuple(expected)}")
@@ -98,11 +109,16 @@ def load_classifier(model: str, device: str) -> tuple[PreTrainedModel, BaseImage
         raise UserError(f"--device {device}: {str(error).splitlines()[0]}") from error
 
 
+def read_input(path: str, processor: BaseImageProcessor) -> Image.Image | str:
+    """What the processor takes: a decoded image; of a video the path, since the processor says which frames are needed."""
+    return path if isinstance(processor, BaseVideoProcessor) else read_image(path)
+
+
 def classify(
-    image: Image.Image, classifier: PreTrainedModel, processor: BaseImageProcessor, top: int
+    source: Image.Image | str, classifier: PreTrainedModel, processor: BaseImageProcessor, top: int
 ) -> list[tuple[str, float]]:
     """The `top` labels with the highest probabilities, and those, in descending order."""
-    inputs = processor(image, return_tensors="pt").to(classifier.device, classifier.dtype)
+    inputs = processor(source, return_tensors="pt").to(classifier.device, classifier.dtype)
     with torch.inference_mode():
         logits = classifier(**inputs).logits[0].float()
     config = classifier.config
@@ -115,15 +131,17 @@ def classify(
 def run(args: argparse.Namespace) -> None:
     if args.top < 1:
         raise UserError(f"--top {args.top} is too small; show at least 1 label")
-    for path in args.images:  # before seconds are spent on loading a model
+    for path in args.files:  # before seconds are spent on loading a model
         if not Path(path).is_file():
-            raise UserError(f"{path}: no such image file")
+            raise UserError(f"{path}: no such file")
     classifier, processor = load_classifier(args.model, args.device)
     lines = []
-    for path in tqdm(args.images, desc="images", unit="image", disable=len(args.images) == 1):
-        image = read_image(path)
+    for path in tqdm(args.files, desc="files", unit="file", disable=len(args.files) == 1):
+        source = read_input(path, processor)
         try:
-            predictions = classify(image, classifier, processor, args.top)
+            predictions = classify(source, classifier, processor, args.top)
+        except UserError:  # of a video, which names it
+            raise
         except ValueError as error:  # such as a wrong number of channels
             raise UserError(f"{path}: {error}") from error
         lines += [path, *(f"  {probability:.4f}  {label}" for label, probability in predictions)]

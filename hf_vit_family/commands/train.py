@@ -1,5 +1,5 @@
 """
-Train, fine-tune or distil an image classifier.
+Train, fine-tune or distil an image or video classifier.
 
 Options come from a recipe (a shipped name or a YAML file of option names and values) and from the command line, which
 wins. The output folder gets the model with its processor, the records of the run, curves and checkpoints. A run that was
@@ -8,6 +8,7 @@ killed goes on with --resume, exactly where it was. Also runs under `accelerate 
 examples:
   vit-family train --recipe digits --output runs/digits
   vit-family train --recipe cifar10_cct_2 --output runs/cct --epochs 20 --seed 1
+  vit-family train --recipe moving_digits_timesformer --output runs/moving_digits
   vit-family train --model runs/digits --dataset ./photos --reset_head --output runs/photos
   vit-family train --model vit_tiny_patch16_224 --set hidden_size=96 patch_size=4 --dataset digits --output runs/vit
 """

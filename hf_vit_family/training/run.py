@@ -70,7 +70,7 @@ class TrainingOptions:
 
 
 class Predictor(nn.Module):
-    """An objective as a classifier: `pixel_values` (B, C, H, W) to an output with `logits`, through every wrapper."""
+    """An objective as a classifier: `pixel_values` (B, [T,] C, H, W) to an output with `logits`, through every wrapper."""
 
     def __init__(self, objective: nn.Module):
         super().__init__()

@@ -10,6 +10,8 @@ from transformers import (
     AutoConfig,
     AutoImageProcessor,
     AutoModelForImageClassification,
+    AutoModelForVideoClassification,
+    AutoVideoProcessor,
     PreTrainedConfig,
     PreTrainedModel,
 )
@@ -26,15 +28,27 @@ from .loop import METRICS
 from .lora import add_adapters
 from .objective import Objective
 
+# Options of the data that are fields of a video processor.
+VIDEO_FIELDS = ("num_frames", "frame_sampling", "sampling_rate")
+
 
 def load_processor(options: ModelOptions, data: DataConfig) -> BaseImageProcessor:
-    """The processor of a variant, folder or Hub id, at the size that the data are wanted in."""
-    size = {} if data.image_size is None else {"size": {"height": data.image_size, "width": data.image_size}}
+    """
+    The image or video processor of a variant, folder or Hub id, for the size, and of videos the frames, that are wanted.
+
+    Raises:
+        UserError: if there is none, or frames are asked for of images.
+    """
+    fields = {name: getattr(data, name) for name in VIDEO_FIELDS if getattr(data, name) is not None}
+    if data.image_size is not None:
+        fields["size"] = {"height": data.image_size, "width": data.image_size}
     if options.model in list_variants():
-        if "image_size" in options.set and not size:
+        if "image_size" in options.set:
             height, width = pair(options.set["image_size"])
-            size = {"size": {"height": height, "width": width}}
-        return create_processor(options.model, **size)
+            fields.setdefault("size", {"height": height, "width": width})
+        if "num_frames" in options.set:
+            fields.setdefault("num_frames", options.set["num_frames"])
+        return create_processor(options.model, **fields)
     if not Path(options.model).exists() and options.model.startswith((".", "/", "~")):
         raise UserError(f"model {options.model!r}: no such folder")
     if not Path(options.model).exists() and "/" not in options.model:
@@ -42,9 +56,15 @@ def load_processor(options: ModelOptions, data: DataConfig) -> BaseImageProcesso
             unknown_name_message("variant", options.model, list_variants()) + "; nor is it a folder or Hub id"
         )
     try:
-        return AutoImageProcessor.from_pretrained(options.model, **size)
+        loader = AutoVideoProcessor if classifies_videos(options.model) else AutoImageProcessor
+        return loader.from_pretrained(options.model, **fields)
     except (OSError, ValueError) as error:
-        raise UserError(f"model {options.model!r} has no image processor that can be loaded: {error}") from error
+        raise UserError(f"model {options.model!r} has no processor that can be loaded: {error}") from error
+
+
+def classifies_videos(model: str) -> bool:
+    """Whether a folder or Hub id holds a model of videos, by its configuration. OSError or ValueError if it has none."""
+    return type(AutoConfig.from_pretrained(model)) in AutoModelForVideoClassification._model_mapping
 
 
 def _check_channels(config: PreTrainedConfig, bundle: DataBundle) -> None:
@@ -67,6 +87,8 @@ def load_model(options: ModelOptions, bundle: DataBundle) -> PreTrainedModel:
     if options.model in list_variants():
         size = bundle.description["image_size"]
         fields = {"image_size": size[0] if size[0] == size[1] else size, "num_channels": bundle.num_channels}
+        if "num_frames" in bundle.description:
+            fields["num_frames"] = bundle.description["num_frames"]
         model = create_model(options.model, id2label=bundle.id2label, **{**fields, **options.set})
         _check_channels(model.config, bundle)
         return model
@@ -86,9 +108,10 @@ def load_model(options: ModelOptions, bundle: DataBundle) -> PreTrainedModel:
                 f"the data have {classes} classes, the head of {options.model} {config.num_labels}: give it a new one with "
                 "--reset_head"
             )
-        return AutoModelForImageClassification.from_pretrained(
-            options.model, config=config, ignore_mismatched_sizes=options.reset_head
+        loader = (
+            AutoModelForVideoClassification if "num_frames" in bundle.description else AutoModelForImageClassification
         )
+        return loader.from_pretrained(options.model, config=config, ignore_mismatched_sizes=options.reset_head)
     except UserError:
         raise
     except (OSError, ValueError, RuntimeError, StrictDataclassError) as error:
