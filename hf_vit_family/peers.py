@@ -116,6 +116,32 @@ def _native_swin_fields(config: VitfConfig) -> dict[str, Any]:
     return {**{key: getattr(config, key) for key in same.split()}, "embed_dim": config.hidden_sizes[0]}
 
 
+def _transformers_cvt(name: str, config: VitfConfig) -> nn.Module:
+    from transformers import CvtConfig, CvtForImageClassification
+
+    return CvtForImageClassification(
+        CvtConfig(
+            num_channels=config.num_channels,
+            embed_dim=config.hidden_sizes,
+            num_heads=config.num_heads,
+            depth=config.depths,
+            num_labels=config.num_labels,
+        )
+    )
+
+
+def _vit_pytorch_cvt(name: str, config: VitfConfig) -> nn.Module:
+    from vit_pytorch.cvt import CvT
+
+    # It has no class token, exact GELU, one width of heads, and projects keys and values together.
+    stages = {
+        f"s{stage + 1}_{key}": values[stage]
+        for stage in range(3)
+        for key, values in (("emb_dim", config.hidden_sizes), ("heads", config.num_heads), ("depth", config.depths))
+    }
+    return CvT(num_classes=config.num_labels, channels=config.num_channels, **stages)
+
+
 def _vit_pytorch_vit(name: str, config: VitfConfig) -> nn.Module:
     from vit_pytorch import ViT
 
@@ -249,6 +275,80 @@ def _vit_pytorch_crossvit(name: str, config: VitfConfig) -> nn.Module:
     )
 
 
+def _timm_nest(name: str, config: VitfConfig) -> nn.Module:
+    import timm
+    from timm.layers import get_act_layer
+
+    if config.attention_type != "multi_head":
+        raise UserError("timm has no NesT with one key and value for all heads")
+    return timm.models.nest.Nest(
+        img_size=pair(config.image_size),
+        in_chans=config.num_channels,
+        patch_size=pair(config.patch_size)[0],
+        num_levels=len(config.depths),
+        embed_dims=tuple(config.hidden_sizes),
+        num_heads=tuple(config.num_heads),
+        depths=tuple(config.depths),
+        num_classes=config.num_labels,
+        mlp_ratio=config.mlp_ratio,
+        drop_path_rate=config.drop_path_rate,
+        act_layer=get_act_layer({"gelu_pytorch_tanh": "gelu_tanh"}.get(config.hidden_act, config.hidden_act)),
+        pad_type={"same": "same", "symmetric": ""}[config.pool_padding],
+    )
+
+
+def _vit_pytorch_nest(name: str, config: VitfConfig) -> nn.Module:
+    from vit_pytorch.nest import NesT
+
+    # Exact GELU, one position for all channels, and widths that double.
+    return NesT(
+        image_size=pair(config.image_size)[0],
+        patch_size=pair(config.patch_size)[0],
+        num_classes=config.num_labels,
+        dim=config.hidden_sizes[0],
+        heads=config.num_heads[0],
+        num_hierarchies=len(config.depths),
+        block_repeats=tuple(config.depths),
+        mlp_mult=round(config.mlp_ratio),
+        channels=config.num_channels,
+    )
+
+
+def _vit_pytorch_regionvit(name: str, config: VitfConfig) -> nn.Module:
+    from vit_pytorch.regionvit import RegionViT
+
+    # Its downsampling is a full convolution, its heads are 4 of 32 channels in every stage, and a stage shares its bias.
+    return RegionViT(
+        dim=tuple(config.hidden_sizes),
+        depth=tuple(config.depths),
+        window_size=config.window_sizes[0],
+        num_classes=config.num_labels,
+        tokenize_local_3_conv=config.patch_conv_type == "3conv",
+        local_patch_size=pair(config.patch_size)[0],
+        use_peg=config.peg,
+        channels=config.num_channels,
+    )
+
+
+def _vit_pytorch_twins(name: str, config: VitfConfig) -> nn.Module:
+    from vit_pytorch.twins_svt import TwinsSVT
+
+    if config.attention_pattern != ["local", "global"]:
+        raise UserError(f"vit-pytorch has Twins-SVT alone, not {name!r}")
+    # Its heads are 8 of 64 channels at every width, its keys come from 7 x 7 tokens, and its last stage is global throughout:
+    # the nearest there is, and heavier.
+    pairs = [depth // 2 - 1 for depth in config.depths[:-1]] + [config.depths[-1] - 1]
+    stages = {}
+    for number, depth in enumerate(pairs):
+        stages |= {
+            f"s{number + 1}_emb_dim": config.hidden_sizes[number],
+            f"s{number + 1}_patch_size": 2 if number else pair(config.patch_size)[0],
+            f"s{number + 1}_local_patch_size": config.window_sizes[number],
+            f"s{number + 1}_depth": depth,
+        }
+    return TwinsSVT(num_classes=config.num_labels, **stages)
+
+
 def _torchvision_vit(name: str, config: VitfConfig) -> nn.Module:
     from torchvision.models import VisionTransformer
 
@@ -285,11 +385,14 @@ PEERS: dict[str, dict[str, Callable[[str, VitfConfig], nn.Module]]] = {
         "pvt_v2": _timm_of_any_size,
         "swin": _timm,
         "swinv2": _timm,
+        "nest": _timm_nest,
+        "twins": _timm,
     },
     "transformers": {
         "vit": _transformers_vit,
         "deit": _transformers_deit,
         "levit": _transformers_levit,
+        "cvt": _transformers_cvt,
         "pvt": _transformers_pvt,
         "pvt_v2": _transformers_pvt_v2,
         "swin": _transformers_swin,
@@ -304,6 +407,10 @@ PEERS: dict[str, dict[str, Callable[[str, VitfConfig], nn.Module]]] = {
         "t2t_vit": _vit_pytorch_t2t_vit,
         "deepvit": _vit_pytorch_deepvit,
         "crossvit": _vit_pytorch_crossvit,
+        "nest": _vit_pytorch_nest,
+        "regionvit": _vit_pytorch_regionvit,
+        "cvt": _vit_pytorch_cvt,
+        "twins": _vit_pytorch_twins,
     },
     "torchvision": {"vit": _torchvision_vit, "deit": _torchvision_vit},
 }

@@ -161,13 +161,19 @@ ARCHITECTURES: dict[str, Architecture] = {
             "A convolutional stem, attention that shrinks the map between stages, batch norms that inference folds away.",
         ),
         Architecture(
+            "cvt",
+            "CvT: Introducing Convolutions to Vision Transformers (arXiv 2103.15808)",
+            "Stages with convolutional token embeddings, and convolutions before queries, keys and values; no positions.",
+        ),
+        Architecture(
             "pvt",
             "Pyramid Vision Transformer: A Versatile Backbone for Dense Prediction without Convolutions (arXiv 2102.12122)",
             "A pyramid of four stages, with attention to a map that a convolution made smaller.",
         ),
         Architecture(
             "nest",
-            "Nested Hierarchical Transformer (arXiv 2105.12723)",
+            "Nested Hierarchical Transformer: Towards Accurate, Data-Efficient and Interpretable Visual Understanding "
+            "(arXiv 2105.12723)",
             "Stages of attention within blocks of one size; a convolution and a max-pool make one block of four.",
         ),
         Architecture(
@@ -184,6 +190,16 @@ ARCHITECTURES: dict[str, Architecture] = {
             "pvt_v2",
             "PVT v2: Improved Baselines with Pyramid Vision Transformer (arXiv 2106.13797)",
             "PVT with overlapping patches, and a depth-wise convolution in feed-forward layers in place of positions.",
+        ),
+        Architecture(
+            "twins",
+            "Twins: Revisiting the Design of Spatial Attention in Vision Transformers (arXiv 2104.13840)",
+            "Attention within windows and to a smaller map in turn; a depth-wise convolution generates the positions.",
+        ),
+        Architecture(
+            "regionvit",
+            "RegionViT: Regional-to-Local Attention for Vision Transformers (arXiv 2106.02689)",
+            "Windows of local tokens, each with a regional token; the regional ones attend to each other in every layer.",
         ),
     )
 }

@@ -95,6 +95,15 @@ _SWIN = {
     "mlp_ratio": 2,
     "num_labels": 5,
 }
+_REGIONVIT = {
+    "image_size": 48,
+    "hidden_sizes": [16, 32, 64],
+    "depths": [1, 2, 1],
+    "num_heads": [2, 2, 4],
+    "window_sizes": [3, 3, 3],
+    "mlp_ratio": 2,
+    "num_labels": 5,
+}
 
 # Case to the fields of a tiny configuration. A case is the name of an architecture, or that name, "-" and an option.
 TINY: dict[str, dict[str, Any]] = {
@@ -142,6 +151,15 @@ TINY: dict[str, dict[str, Any]] = {
     "crossvit-conv": {**_CROSSVIT, "patch_embedding_type": "convolutional"},
     "levit": {**_LEVIT},
     "levit-plain": {**_LEVIT, "distilled": False},
+    "cvt": {
+        "image_size": 32,
+        "hidden_sizes": [8, 16, 24],
+        "depths": [1, 1, 2],
+        "num_heads": [1, 2, 3],
+        "mlp_ratio": 2,
+        "drop_path_rate": 0.0,
+        "num_labels": 5,
+    },
     "pvt": {**_PVT},
     "nest": {**_NEST},
     "nest-multiquery": {**_NEST, "attention_type": "multi_query", "pool_padding": "symmetric"},
@@ -157,6 +175,10 @@ TINY: dict[str, dict[str, Any]] = {
     "swinv2-unbiased": {**_SWIN, "pretrained_window_sizes": [0, 0, 0], "qkv_bias": False},
     "pvt_v2": {**_PVT},
     "pvt_v2-linear": {**_PVT, "linear_attention": True},
+    "twins": {**_PVT, "depths": [2, 2], "window_sizes": [3, 3]},
+    "twins-pcpvt": {**_PVT, "window_sizes": [3, 3], "attention_pattern": ["global"]},
+    "regionvit": {**_REGIONVIT},
+    "regionvit-peg": {**_REGIONVIT, "patch_conv_type": "1conv", "peg": True, "stage_norms": True},
 }
 
 # One case an architecture, for checks that cost seconds.
@@ -236,7 +258,7 @@ def random_mask(config: VitfConfig, batch: int = 2, size: tuple[int, int] | None
 
 def training_inputs(model: PreTrainedModel, batch: int = 2) -> dict[str, torch.Tensor]:
     """Inputs with which a head returns a loss."""
-    inputs = {"pixel_values": random_pixels(model.config, batch)}
+    inputs = {"pixel_values": random_pixels(model.config, batch).to(model.dtype)}
     if type(model).__name__.endswith("Classification"):
         inputs["labels"] = torch.arange(batch) % model.config.num_labels
     else:

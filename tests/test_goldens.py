@@ -22,11 +22,14 @@ ARCHITECTURE = {
     "localvit": "localvit",
     "crossvit": "crossvit",
     "levit": "levit",
+    "cvt": "cvt",
     "pvt": "pvt",
     "nest": "nest",
     "swin": "swin",
     "swinv2": "swinv2",
     "pvt_v2": "pvt_v2",
+    "twins": "twins",
+    "regionvit": "regionvit",
 }
 CASES = [(folder, case) for folder in ARCHITECTURE for case in golden.cases(folder)]
 # Name in a case, or folder and name, to what our classifier returns under it.
