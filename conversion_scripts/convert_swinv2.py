@@ -41,8 +41,8 @@ def _rules(config: VitfSwinv2Config, merging: str, head: str) -> list[Rule]:
         *common_rules(config, merging, head),
         Rule(_ATTENTION + "qkv.weight", _TARGET + "qkv.weight"),
         Rule(_ATTENTION + "logit_scale", _TARGET + "logit_scale"),
-        Rule(_ATTENTION + "cpb_mlp.0.*", _TARGET + "position_bias.fc1.*"),
-        Rule(_ATTENTION + "cpb_mlp.2.weight", _TARGET + "position_bias.fc2.weight"),
+        Rule(_ATTENTION + "cpb_mlp.0.*", _TARGET + "position_bias.fc1_*"),
+        Rule(_ATTENTION + "cpb_mlp.2.weight", _TARGET + "position_bias.fc2_weight"),
         Rule(BLOCK + "norm1.*", LAYER + "layernorm_attention.*"),
         Rule(BLOCK + "norm2.*", LAYER + "layernorm_mlp.*"),
     ]
@@ -135,8 +135,8 @@ def transformers_rules(config: VitfSwinv2Config) -> list[Rule]:
         *transformers_common_rules(_NAMES),
         Rule(weights, _TARGET + "qkv.weight", Concatenate(3)),
         Rule(source + "logit_scale", _TARGET + "logit_scale"),
-        Rule(network + "0.*", _TARGET + "position_bias.fc1.*"),
-        Rule(network + "2.weight", _TARGET + "position_bias.fc2.weight"),
+        Rule(network + "0.*", _TARGET + "position_bias.fc1_*"),
+        Rule(network + "2.weight", _TARGET + "position_bias.fc2_weight"),
         Rule(ENCODER_BLOCK + "layernorm_before.*", LAYER + "layernorm_attention.*"),
         Rule(ENCODER_BLOCK + "layernorm_after.*", LAYER + "layernorm_mlp.*"),
     ]

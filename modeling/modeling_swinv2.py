@@ -55,23 +55,28 @@ def log_distances(window: int, reference: int) -> torch.Tensor:
 
 
 class Swinv2PositionBias(WindowBias):
-    """A bias for each head that two linear layers make of the relative position, for windows of any side."""
+    """
+    A bias for each head that a network of two layers makes of the relative position, for windows of any side. Its weights
+    are parameters of this module: what is cached follows from them, wherever they are moved to.
+    """
 
     def __init__(self, reference: int, num_heads: int):
         super().__init__()
         self.reference = reference
-        self.fc1 = nn.Linear(2, _BIAS_WIDTH)
-        self.fc2 = nn.Linear(_BIAS_WIDTH, num_heads, bias=False)
+        self.fc1_weight = nn.Parameter(torch.zeros(_BIAS_WIDTH, 2))
+        self.fc1_bias = nn.Parameter(torch.zeros(_BIAS_WIDTH))
+        self.fc2_weight = nn.Parameter(torch.zeros(num_heads, _BIAS_WIDTH))
 
     def relative_bias(self, window: int) -> torch.Tensor:
-        like = self.fc1.weight
+        like = self.fc1_weight
 
         def make() -> tuple[torch.Tensor, torch.Tensor]:
             distances = log_distances(window, self.reference).to(device=like.device, dtype=like.dtype)
             return distances, relative_position_index(window, like.device)
 
         distances, index = self.geometry.get(("distances", window, like.device, like.dtype), (), make)
-        table = 16 * self.fc2(self.fc1(distances).relu()).sigmoid()
+        hidden = nn.functional.linear(distances, self.fc1_weight, self.fc1_bias).relu()
+        table = 16 * nn.functional.linear(hidden, self.fc2_weight).sigmoid()
         return table.t().index_select(1, index.flatten()).unflatten(1, index.shape)
 
 
@@ -161,6 +166,10 @@ class VitfSwinv2PreTrainedModel(VitfPreTrainedModel):
         init_trunc_normal(module, std)
         if isinstance(module, PositionEmbeddings):
             init.trunc_normal_(module.weight, std=std)
+        elif isinstance(module, Swinv2PositionBias):
+            init.trunc_normal_(module.fc1_weight, std=std)
+            init.zeros_(module.fc1_bias)
+            init.trunc_normal_(module.fc2_weight, std=std)
         elif isinstance(module, Swinv2QKV):
             init.zeros_(module.q_bias)
             init.zeros_(module.v_bias)

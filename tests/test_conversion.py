@@ -271,6 +271,14 @@ _TIMM_CROSSVIT = {
     "mlp_ratio": [2, 3, 1],
     "num_classes": 5,
 }
+_TIMM_SWIN = {
+    "img_size": 32,
+    "patch_size": 2,
+    "embed_dim": 8,
+    "depths": [2, 2, 1],
+    "num_heads": [1, 2, 4],
+    "window_size": 4,
+}
 _TIMM_PIT = {"img_size": 32, "patch_size": 8, "stride": 4, "depth": [1, 2], "heads": [2, 4], "base_dims": [8, 8]}
 
 
@@ -290,6 +298,10 @@ _TIMM_PIT = {"img_size": 32, "patch_size": 8, "stride": 4, "depth": [1, 2], "hea
         ("convit_base", _TIMM | {"embed_dim": 8, "local_up_to_layer": 1}),
         ("crossvit_15_240", _TIMM_CROSSVIT),
         ("crossvit_15_dagger_240", _TIMM_CROSSVIT | {"img_size": (48, 72), "multi_conv": True}),
+        ("swin_tiny_patch4_window7_224", _TIMM_SWIN),
+        ("swin_tiny_patch4_window7_224", _TIMM_SWIN | {"img_size": (32, 64), "depths": [2, 3], "num_heads": [1, 2]}),
+        ("swinv2_tiny_window8_256", _TIMM_SWIN | {"pretrained_window_sizes": [2, 4, 0]}),
+        ("swinv2_tiny_window8_256", _TIMM_SWIN | {"window_size": 8, "pretrained_window_sizes": [0, 0, 0]}),
     ],
 )
 def test_logits_equal_timms(name, arguments):
@@ -334,6 +346,43 @@ def test_outputs_equal_transformers(tmp_path, peer_class, original_names):
     assert parity.passed, parity
     assert "hidden_states.2" in parity.differences
     assert parity.differences.keys() & {"logits", "pooler_output"}
+    stored = load_file(tmp_path / "model.safetensors")
+    exported = export_checkpoint(model, report.layout)
+    assert exported.keys() == stored.keys()
+    assert all(torch.equal(exported[key], tensor) for key, tensor in stored.items())
+
+
+_NATIVE_SWIN = {
+    "image_size": 32,
+    "patch_size": 2,
+    "embed_dim": 8,
+    "depths": [2, 2, 1],
+    "num_heads": [1, 2, 4],
+    "window_size": 4,
+    "id2label": {0: "ant", 1: "bee", 2: "cat"},
+}
+
+
+@pytest.mark.parametrize("original_names", [True, False])
+@pytest.mark.parametrize(
+    ("peer_class", "fields"),
+    [
+        ("SwinForImageClassification", {"use_absolute_embeddings": True}),
+        ("SwinModel", {"qkv_bias": False}),
+        ("Swinv2ForImageClassification", {"pretrained_window_sizes": [2, 0, 0]}),
+    ],
+)
+def test_pooled_outputs_equal_transformers(tmp_path, peer_class, fields, original_names):
+    """Of hierarchical architectures, whose hidden states transformers takes elsewhere."""
+    peer_class = getattr(transformers, peer_class)
+    peer = _randomise(peer_class(peer_class.config_class(**_NATIVE_SWIN, **fields)))
+    peer.save_pretrained(tmp_path, save_original_format=original_names)
+    model, report = convert_checkpoint(tmp_path)
+    assert model.config.id2label == _NATIVE_SWIN["id2label"]
+    pixel_values = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    with torch.no_grad():
+        ours, theirs = (each.base_model(pixel_values).pooler_output for each in (model, peer))
+        assert compare({"pooler_output": ours}, {"pooler_output": theirs}, tolerance=1e-12).passed
     stored = load_file(tmp_path / "model.safetensors")
     exported = export_checkpoint(model, report.layout)
     assert exported.keys() == stored.keys()
