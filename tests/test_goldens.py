@@ -23,6 +23,7 @@ ARCHITECTURE = {
     "crossvit": "crossvit",
     "levit": "levit",
     "cvt": "cvt",
+    "cvt": "cvt",
     "pvt": "pvt",
     "nest": "nest",
     "swin": "swin",
