@@ -142,32 +142,6 @@ def _vit_pytorch_cvt(name: str, config: VitfConfig) -> nn.Module:
     return CvT(num_classes=config.num_labels, channels=config.num_channels, **stages)
 
 
-def _transformers_cvt(name: str, config: VitfConfig) -> nn.Module:
-    from transformers import CvtConfig, CvtForImageClassification
-
-    return CvtForImageClassification(
-        CvtConfig(
-            num_channels=config.num_channels,
-            embed_dim=config.hidden_sizes,
-            num_heads=config.num_heads,
-            depth=config.depths,
-            num_labels=config.num_labels,
-        )
-    )
-
-
-def _vit_pytorch_cvt(name: str, config: VitfConfig) -> nn.Module:
-    from vit_pytorch.cvt import CvT
-
-    # It has no class token, exact GELU, one width of heads, and projects keys and values together.
-    stages = {
-        f"s{stage + 1}_{key}": values[stage]
-        for stage in range(3)
-        for key, values in (("emb_dim", config.hidden_sizes), ("heads", config.num_heads), ("depth", config.depths))
-    }
-    return CvT(num_classes=config.num_labels, channels=config.num_channels, **stages)
-
-
 def _vit_pytorch_vit(name: str, config: VitfConfig) -> nn.Module:
     from vit_pytorch import ViT
 
@@ -419,7 +393,6 @@ PEERS: dict[str, dict[str, Callable[[str, VitfConfig], nn.Module]]] = {
         "deit": _transformers_deit,
         "levit": _transformers_levit,
         "cvt": _transformers_cvt,
-        "cvt": _transformers_cvt,
         "pvt": _transformers_pvt,
         "pvt_v2": _transformers_pvt_v2,
         "swin": _transformers_swin,
@@ -434,7 +407,6 @@ PEERS: dict[str, dict[str, Callable[[str, VitfConfig], nn.Module]]] = {
         "t2t_vit": _vit_pytorch_t2t_vit,
         "deepvit": _vit_pytorch_deepvit,
         "crossvit": _vit_pytorch_crossvit,
-        "cvt": _vit_pytorch_cvt,
         "nest": _vit_pytorch_nest,
         "regionvit": _vit_pytorch_regionvit,
         "cvt": _vit_pytorch_cvt,

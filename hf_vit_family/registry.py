@@ -166,11 +166,6 @@ ARCHITECTURES: dict[str, Architecture] = {
             "Stages with convolutional token embeddings, and convolutions before queries, keys and values; no positions.",
         ),
         Architecture(
-            "cvt",
-            "CvT: Introducing Convolutions to Vision Transformers (arXiv 2103.15808)",
-            "Stages with convolutional token embeddings, and convolutions before queries, keys and values; no positions.",
-        ),
-        Architecture(
             "pvt",
             "Pyramid Vision Transformer: A Versatile Backbone for Dense Prediction without Convolutions (arXiv 2102.12122)",
             "A pyramid of four stages, with attention to a map that a convolution made smaller.",

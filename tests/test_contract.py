@@ -68,8 +68,6 @@ UNTRAINED = {
     "VitfCait": r"mix_scores\.bias$",  # one number for all keys, which the softmax takes out
     # The class token alone is read, and its query passes by the convolution.
     "VitfCvtForImageClassification": r"stages\.2\.layers\.1\.attention\.query\.(conv|norm)\.",
-    # The class token alone is read, and its query passes by the convolution.
-    "VitfCvtForImageClassification": r"stages\.2\.layers\.1\.attention\.query\.(conv|norm)\.",
     "VitfDeepvit": r"mixing\.bias$",  # one number for all entries of a map, which batch norm takes out
     # It changes the patches, of which the class token sees nothing more.
     "VitfLocalvitForImageClassification": r"layers\.1\.feed_forward\.",
@@ -422,7 +420,6 @@ def test_flex_attention_agrees(case):
 
 @trainable_head
 def test_sdpa_gradients_equal_eager(case, head):
-    # In double precision: batch norms of two images magnify rounding.
     # In double precision: batch norms of two images magnify rounding.
     model = tiny_model(case, head, attn_implementation="eager").double().train()
     inputs = training_inputs(model)
@@ -870,19 +867,6 @@ INITIALISATION = {
             r"": ("uniform", _WIDTH**-0.5),
         },
         {"hidden_sizes": [_WIDTH] * 3, "num_heads": [16] * 3, "key_dim": 8, "num_labels": 64},
-    ),
-    "cvt": (
-        {
-            **_NORMS,
-            r"cls_token": ("normal", 0.02),
-            r"^cvt\.patch_embeddings\.": ("uniform", (7 * 7 * 3) ** -0.5),
-            r"patch_embeddings\.": ("uniform", (3 * 3 * _WIDTH) ** -0.5),
-            r"conv\.weight$": ("uniform", 1 / 3),
-            r"classifier\.bias$": ("uniform", _WIDTH**-0.5),
-            r"bias$": ("constant", 0.0),
-            r"weight$": ("normal", 0.02),
-        },
-        {"hidden_sizes": [_WIDTH] * 3, "num_heads": [2] * 3, "num_labels": 64},
     ),
     "cvt": (
         {

@@ -23,7 +23,6 @@ ARCHITECTURE = {
     "crossvit": "crossvit",
     "levit": "levit",
     "cvt": "cvt",
-    "cvt": "cvt",
     "pvt": "pvt",
     "nest": "nest",
     "swin": "swin",
