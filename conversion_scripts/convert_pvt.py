@@ -307,6 +307,7 @@ def _transformers_native(model: PreTrainedModel) -> dict[str, Any]:
         **fields,
         patch_sizes=fields["strides"],
         sequence_reduction_ratios=config.sr_ratios,
+        num_labels=config.num_labels,  # labels do not tell it their number
         architectures=["PvtForImageClassification" if has_head(model) else "PvtModel"],
     ).to_diff_dict()
 
