@@ -1,10 +1,13 @@
 """Reading videos: whatever a file holds, the right frames or one clear error come out, and little is decoded."""
 
+import functools
 import io
 import pickle
 import sys
 import tempfile
+import threading
 import types
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import av
@@ -148,6 +151,28 @@ def test_forms_of_source(tmp_path, every_decoder):
     write_video(tmp_path / "video.mp4")
     for source in (tmp_path / "video.mp4", str(tmp_path / "video.mp4"), (tmp_path / "video.mp4").read_bytes()):
         assert numbers(source, lambda total: np.array([4, 4, 29, 0])) == [4, 4, 29, 0]
+
+
+def test_url(tmp_path):
+    write_video(tmp_path / "video.mp4")
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=tmp_path)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        assert numbers(f"{address}/video.mp4") == list(range(30))
+        with pytest.raises(UnreadableVideoError, match=rf"cannot read video {address}/missing\.mp4: .*404"):
+            numbers(f"{address}/missing.mp4")
+        server.shutdown()
+
+
+def test_torchcodec_gives_way_to_pyav_where_it_fails(tmp_path, monkeypatch, every_decoder):
+    write_video(tmp_path / "video.mp4")
+
+    def fail(file, choose):
+        raise RuntimeError("no more frames left to decode")
+
+    monkeypatch.setattr(videos, "_read_with_torchcodec", fail)
+    assert numbers(tmp_path / "video.mp4") == list(range(30))
 
 
 def _mp4(**settings) -> bytes:
