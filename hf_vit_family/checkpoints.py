@@ -22,11 +22,11 @@ from .errors import UnreadableCheckpointError
 
 # Keys under which a .pth nests its state dict (the first that is there), and prefixes that all keys of a file may share:
 # DataParallel's and torch.compile's, and the optimizer's of google-research/vision_transformer@c6de1e5 (checkpoint.py).
-WRAPPERS = ("model", "state_dict", "state_dict_ema", "model_state_dict")
+WRAPPERS = ("model", "state_dict", "state_dict_ema", "model_state_dict", "model_state")
 KEY_PREFIXES = ("module.", "_orig_mod.", "opt/target/", "params/")
 
 # Files of a folder that hold weights, the safe ones first.
-WEIGHTS = ("*.safetensors", "*.npz", "*.bin", "*.pth", "*.pt")
+WEIGHTS = ("*.safetensors", "*.npz", "*.bin", "*.pth", "*.pyth", "*.pt")
 
 
 @dataclass
@@ -90,7 +90,7 @@ def _load_torch(path: Path) -> dict[str, Any]:
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
-LOADERS = {".npz": _load_npz, ".safetensors": load_file, ".pth": _load_torch, ".pt": _load_torch, ".bin": _load_torch}
+LOADERS = {".npz": _load_npz, ".safetensors": load_file} | dict.fromkeys((".pth", ".pyth", ".pt", ".bin"), _load_torch)
 
 
 def _load(path: Path) -> Any:

@@ -48,6 +48,24 @@ def _transformers_deit(name: str, config: VitfConfig) -> nn.Module:
     return DeiTForImageClassificationWithTeacher(DeiTConfig(**_native_vit_fields(config)))
 
 
+def _transformers_timesformer(name: str, config: VitfConfig) -> nn.Module:
+    from transformers import TimesformerConfig, TimesformerForVideoClassification
+
+    fields = {
+        **_native_vit_fields(config),
+        "image_size": pair(config.image_size)[0],
+        "patch_size": pair(config.patch_size)[0],
+    }
+    return TimesformerForVideoClassification(
+        TimesformerConfig(
+            num_frames=config.num_frames,
+            attention_type=config.attention_type,
+            drop_path_rate=config.drop_path_rate,
+            **fields,
+        )
+    )
+
+
 def _native_vit_fields(config: VitfConfig) -> dict[str, Any]:
     same = "hidden_size num_hidden_layers num_attention_heads hidden_act image_size patch_size num_channels qkv_bias"
     fields = {key: getattr(config, key) for key in (*same.split(), "layer_norm_eps", "num_labels")}
@@ -397,6 +415,7 @@ PEERS: dict[str, dict[str, Callable[[str, VitfConfig], nn.Module]]] = {
         "pvt_v2": _transformers_pvt_v2,
         "swin": _transformers_swin,
         "swinv2": _transformers_swinv2,
+        "timesformer": _transformers_timesformer,
     },
     "vit_pytorch": {
         "vit": _vit_pytorch_vit,

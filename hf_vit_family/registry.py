@@ -15,6 +15,7 @@ from transformers import (
     AutoVideoProcessor,
     PreTrainedModel,
 )
+from transformers.utils import is_torchvision_available
 
 from .modeling.configuration_vitf import VitfConfig, unknown_name_message
 from .modeling.image_processing_pil_vitf import VitfImageProcessorPil
@@ -156,6 +157,12 @@ ARCHITECTURES: dict[str, Architecture] = {
             "Two branches with small and large patches; the class token of each attends to the patches of the other.",
         ),
         Architecture(
+            "timesformer",
+            "Is Space-Time Attention All You Need for Video Understanding? (arXiv 2102.05095)",
+            "Video: the patches of all frames are tokens; layers attend over time, then over space.",
+            VIDEO_HEADS,
+        ),
+        Architecture(
             "levit",
             "LeViT: a Vision Transformer in ConvNet's Clothing for Faster Inference (arXiv 2104.01136)",
             "A convolutional stem, attention that shrinks the map between stages, batch norms that inference folds away.",
@@ -220,7 +227,8 @@ def register() -> None:
         AutoConfig.register(architecture.model_type, config_class, exist_ok=True)
         if "ForImageClassification" in architecture.heads:
             AutoImageProcessor.register(config_class, image_processor_classes=IMAGE_PROCESSORS, exist_ok=True)
-        if "ForVideoClassification" in architecture.heads:
+        # Without torchvision images still have Pillow; clips have nothing, and the class raises.
+        if "ForVideoClassification" in architecture.heads and is_torchvision_available():
             AutoVideoProcessor.register(config_class, video_processor_classes=VIDEO_PROCESSORS, exist_ok=True)
         for head in architecture.heads:
             AUTO_CLASSES[head].register(config_class, architecture.model_class(head), exist_ok=True)

@@ -49,16 +49,17 @@ def load(trust_remote_code: bool, jobs: list[dict], folder: Path) -> None:
         sys.modules["hf_vit_family"] = None  # importing it fails, however it is installed
     else:
         import hf_vit_family  # noqa: F401
+    import numpy as np
     import torch
     import transformers
     from PIL import Image
     from safetensors.torch import save_file
-    from transformers import AutoConfig, AutoImageProcessor, pipeline
+    from transformers import AutoConfig, AutoImageProcessor, AutoVideoProcessor, pipeline
 
     trust = {"trust_remote_code": True} if trust_remote_code else {}
     for job in jobs:
         source, case = job["source"], job["case"]
-        image = Image.open(job["image"])
+        example = Image.open(job["image"])
         outputs, seen = {}, {"modules": []}
         config = AutoConfig.from_pretrained(source, **trust)
         seen["modules"].append(type(config).__module__)
@@ -68,17 +69,28 @@ def load(trust_remote_code: bool, jobs: list[dict], folder: Path) -> None:
             torch.manual_seed(0)
             model = getattr(transformers, auto_class).from_pretrained(source, **trust).eval()
             seen["modules"].append(type(model).__module__)
-            pixel_values = torch.rand(2, config.num_channels, *job["size"], generator=torch.Generator().manual_seed(0))
+            pixel_values = torch.rand(2, *config.input_shape, generator=torch.Generator().manual_seed(0))
             with torch.no_grad():
                 for name, value in model(pixel_values).items():
                     value = value[-1] if isinstance(value, tuple) else value
                     outputs[f"{auto_class}.{name}"] = value.contiguous()
-        for backend in ("torchvision", "pil"):
-            processor = AutoImageProcessor.from_pretrained(source, backend=backend, **trust)
+        task = (
+            "image-classification" if "AutoModelForImageClassification" in config.auto_map else "video-classification"
+        )
+        if task == "video-classification":
+            example = np.stack([np.roll(example, shift, axis=1) for shift in range(10)])
+            processors = {"torchvision": AutoVideoProcessor.from_pretrained(source, **trust)}
+        else:
+            processors = {
+                backend: AutoImageProcessor.from_pretrained(source, backend=backend, **trust)
+                for backend in ("torchvision", "pil")
+            }
+        for backend, processor in processors.items():
             seen["modules"].append(type(processor).__module__)
-            outputs[f"processor.{backend}"] = processor(image, return_tensors="pt")["pixel_values"]
-        seen["pipeline"] = pipeline("image-classification", model=source, **trust)(image)
-        classifier = transformers.AutoModelForImageClassification.from_pretrained(source, **trust)
+            outputs[f"processor.{backend}"] = processor(example, return_tensors="pt")["pixel_values"]
+        classify = pipeline(task, model=source, **trust)
+        seen["pipeline"] = classify(example)
+        classifier = classify.model
         # Both ways to push: while saving, and from a temporary folder.
         push = {} if os.path.isdir(source) else {"push_to_hub": True, "repo_id": f"{source}-again"}
         classifier.save_pretrained(folder / case, **push)

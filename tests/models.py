@@ -19,6 +19,7 @@ _PLAIN = {
     "mlp_ratio": 2,
     "num_labels": 5,
 }
+_CLIP = {**_PLAIN, "num_frames": 4, "drop_path_rate": 0.0}
 _CCT = {
     "image_size": 16,
     "hidden_size": 32,
@@ -149,6 +150,9 @@ TINY: dict[str, dict[str, Any]] = {
     "localvit-eca": {**_PLAIN, "channel_attention": "eca", "hidden_act": "relu6"},
     "crossvit": {**_CROSSVIT},
     "crossvit-conv": {**_CROSSVIT, "patch_embedding_type": "convolutional"},
+    "timesformer": {**_CLIP},
+    "timesformer-joint": {**_CLIP, "attention_type": "joint_space_time"},
+    "timesformer-space": {**_CLIP, "attention_type": "space_only"},
     "levit": {**_LEVIT},
     "levit-plain": {**_LEVIT, "distilled": False},
     "cvt": {
@@ -183,6 +187,9 @@ TINY: dict[str, dict[str, Any]] = {
 
 # One case an architecture, for checks that cost seconds.
 PLAIN_CASES = [case for case in TINY if "-" not in case]
+# Those of architectures that take clips, and of all others.
+VIDEO_CASES = [case for case in TINY if "num_frames" in TINY[case]]
+IMAGE_CASES = [case for case in TINY if case not in VIDEO_CASES]
 HEADS = [(case, head) for case in TINY for head in ARCHITECTURES[case.partition("-")[0]].heads]
 PLAIN_HEADS = [(case, head) for case, head in HEADS if case in PLAIN_CASES]
 TRAINABLE_HEADS = [(case, head) for case, head in HEADS if head.startswith("For")]
@@ -242,11 +249,21 @@ def size_multiple(config: VitfConfig) -> tuple[int, int]:
 
 
 def random_pixels(
-    config: VitfConfig, batch: int = 2, size: tuple[int, int] | None = None, seed: int = 0
+    config: VitfConfig,
+    batch: int = 2,
+    size: tuple[int, int] | None = None,
+    seed: int = 0,
+    num_frames: int | None = None,
 ) -> torch.Tensor:
-    """Random (batch, num_channels, height, width); `size` defaults to the configured one."""
+    """
+    Random (batch, num_channels, height, width), or (batch, num_frames, num_channels, height, width) for a model of clips;
+    `size` and `num_frames` default to the configured ones.
+    """
+    *frames, num_channels, height, width = config.input_shape
+    if num_frames is not None:
+        frames = [num_frames]
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(batch, config.num_channels, *(size or pair(config.image_size)), generator=generator)
+    return torch.randn(batch, *frames, num_channels, *(size or (height, width)), generator=generator)
 
 
 def random_mask(config: VitfConfig, batch: int = 2, size: tuple[int, int] | None = None) -> torch.Tensor:

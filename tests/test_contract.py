@@ -12,9 +12,11 @@ from huggingface_hub.errors import StrictDataclassError
 from models import (
     COSTLY_HEADS,
     HEADS,
+    IMAGE_CASES,
     PLAIN_CASES,
     TINY,
     TRAINABLE_HEADS,
+    VIDEO_CASES,
     architecture_of,
     classification_head,
     fresh,
@@ -50,6 +52,8 @@ from hf_vit_family.modeling.modeling_t2t_vit import sinusoid_table
 from hf_vit_family.registry import AUTO_CLASSES
 
 every_case = pytest.mark.parametrize("case", TINY)
+image_case = pytest.mark.parametrize("case", IMAGE_CASES)
+video_case = pytest.mark.parametrize("case", VIDEO_CASES)
 plain_case = pytest.mark.parametrize("case", PLAIN_CASES)
 every_head = pytest.mark.parametrize(("case", "head"), HEADS)
 costly_head = pytest.mark.parametrize(("case", "head"), COSTLY_HEADS)
@@ -61,6 +65,8 @@ CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 WITHOUT_VARIANTS = {"rvt"}
 # Architectures that mix the heads' maps after the softmax.
 MIXES_HEADS = {"cait", "deepvit"}
+# Models that look at each frame alone.
+WITHOUT_TIME = {"timesformer-space"}
 # Models all of whose attention layers mix heads: no implementation can take that over from them.
 OWN_MAPS = {("cait", "ForMaskedImageModeling"), ("cait", "Backbone")}
 # Beginning of a class name to the parameters that cannot change its loss while training: rounding is all their gradient.
@@ -301,6 +307,47 @@ def test_resizing_happens_once_a_size(case, monkeypatch):
 
 
 @every_head
+def test_any_number_of_frames(case, head):
+    """Half and twice the configured number, and one frame, at the configured size and another."""
+    if case not in VIDEO_CASES:
+        return
+    model = tiny_model(case, head)
+    num_frames, (height, width) = model.config.num_frames, pair(model.config.image_size)
+    for number in (1, num_frames // 2, 2 * num_frames):
+        for size in ((height, width), (height, 2 * width)):
+            pixel_values = random_pixels(model.config, size=size, num_frames=number * model.config.frame_stride)
+            output = first_output(model, pixel_values)
+            assert output.isfinite().all()
+            torch.testing.assert_close(output[:1], first_output(model, pixel_values[:1]), **CLOSE)
+            if head == "Backbone":
+                assert output.shape[1] == number
+    with pytest.raises(ValueError, match="frames"):
+        model(random_pixels(model.config, num_frames=0))
+
+
+@video_case
+def test_configured_number_of_frames_needs_no_resizing(case):
+    """A model built for another number of frames equals the model that is given that number, its positions in time resized."""
+    model = tiny_model(case)
+    for number in (model.config.num_frames // 2, model.config.num_frames + 1, 2 * model.config.num_frames):
+        pixel_values = random_pixels(model.config, num_frames=number)
+        rebuilt, state = tiny_model(case, num_frames=number), model.state_dict()
+        for name in [name for name in state if name.endswith("time_embeddings.weight")]:
+            state[name] = model.get_submodule(name.removesuffix(".weight"))(number)
+        rebuilt.load_state_dict(state)
+        torch.testing.assert_close(first_output(rebuilt, pixel_values), first_output(model, pixel_values), **CLOSE)
+
+
+@video_case
+def test_the_order_of_frames_counts(case):
+    """Unless a model is made to look at each frame alone."""
+    model = tiny_model(case)
+    pixel_values = random_pixels(model.config)
+    forth, back = first_output(model, pixel_values), first_output(model, pixel_values.flip(1))
+    assert torch.allclose(forth, back, **CLOSE) == (case in WITHOUT_TIME)
+
+
+@every_head
 def test_size_that_does_not_fit_is_refused_with_the_multiple(case, head):
     """A size that is one pixel off either works, where the architecture pads, or is refused with a way out."""
     model = tiny_model(case, head)
@@ -322,11 +369,11 @@ def test_size_that_does_not_fit_is_refused_with_the_multiple(case, head):
 def test_channels(case, head):
     model = tiny_model(case, head, num_channels=5)
     assert first_output(model, random_pixels(model.config)).isfinite().all()
-    height, width = pair(model.config.image_size)
+    pixel_values = random_pixels(model.config)
     with pytest.raises(ValueError, match="num_channels=5"):
-        model(torch.zeros(1, 3, height, width))
-    with pytest.raises(ValueError, match=r"\(batch, 5, height, width\)"):
-        model(torch.zeros(5, height, width))
+        model(pixel_values[..., :3, :, :])
+    with pytest.raises(ValueError, match=r"\(batch, (frames, )?5, height, width\)"):
+        model(pixel_values[0])
 
 
 # Attention and hidden states
@@ -675,9 +722,10 @@ def test_feature_maps(case):
         outputs = model(pixel_values, output_hidden_states=True, output_attentions=True)
     assert len(outputs.feature_maps) == len(model.channels) == len(model.strides) == len(names)
     sizes = model.config.feature_map_sizes(height, width)
+    groups = [num_frames // model.config.frame_stride for num_frames in model.config.input_shape[:-3]]
     assert len(model.strides) == len(sizes)
     for feature_map, channels, size in zip(outputs.feature_maps, model.channels, sizes, strict=True):
-        assert feature_map.shape == (2, channels, *size)
+        assert feature_map.shape == (2, *groups, channels, *size)
     assert len(outputs.hidden_states) == len(names)
     assert len(outputs.attentions) > 0
     # Chosen stages, by name or by index, are the same maps.
@@ -703,13 +751,13 @@ def test_feature_map_follows_the_image(case):
     # Turned around, not made brighter: layers that take out means would not see that.
     changed[..., height // 2 :, : width // 2].neg_()
     before, after = first_output(model, pixel_values), first_output(model, changed)
-    difference = (after - before).abs().sum(1)[0]
+    difference = (after - before).abs().sum(-3).flatten(0, -3).sum(0)
     rows, columns = difference.shape
     inside = difference[rows // 2 :, : columns // 2]
     assert inside.mean() > 2 * (difference.sum() - inside.sum()) / (difference.numel() - inside.numel())
 
 
-@every_case
+@image_case
 def test_dense_prediction_models_stand_on_the_backbone(case):
     config = tiny_config(case)
     height, width = pair(config.image_size)
@@ -887,6 +935,13 @@ INITIALISATION = {
             r"expansion\.": ("uniform", _WIDTH**-0.5),
             r"depthwise\.": ("uniform", 1 / 3),
             r"reduction\.": ("uniform", (2 * _WIDTH) ** -0.5),
+            **_TRUNC_NORMAL,
+        },
+        {},
+    ),
+    "timesformer": (
+        {
+            r"time_embeddings|temporal_dense": ("constant", 0.0),
             **_TRUNC_NORMAL,
         },
         {},

@@ -22,6 +22,7 @@ from hf_vit_family import ARCHITECTURES, create_processor, list_variants
 from hf_vit_family.errors import UserError
 from hf_vit_family.modeling.image_processing_pil_vitf import VitfImageProcessorPil, covering_size, crop_centre
 from hf_vit_family.modeling.image_processing_vitf import VitfImageProcessor
+from hf_vit_family.registry import preparation_of
 from hf_vit_family.variants import find_variant
 
 PHOTOGRAPHS = Path(skimage.__file__).parent / "data"
@@ -307,10 +308,12 @@ def test_a_field_that_does_not_exist_in_a_file(tmp_path):
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_model_type_finds_the_processor(name, tmp_path):
-    tiny_config(name).save_pretrained(tmp_path)
-    (tmp_path / "preprocessor_config.json").write_text('{"crop_pct": 0.7}')
-    for backend, cls in (("torchvision", VitfImageProcessor), ("pil", VitfImageProcessorPil)):
-        processor = AutoImageProcessor.from_pretrained(tmp_path, backend=backend)
+    config = tiny_config(name)
+    config.save_pretrained(tmp_path)
+    preparation = preparation_of(config)
+    (tmp_path / preparation.file).write_text('{"crop_pct": 0.7}')
+    for backend, cls in preparation.processors.items():
+        processor = preparation.auto_class.from_pretrained(tmp_path, backend=backend)
         assert type(processor) is cls
         assert processor.crop_pct == 0.7
 

@@ -16,7 +16,7 @@ from hf_vit_family.cards import FACTS, Conversion, Evaluation, Training, make_ca
 from hf_vit_family.errors import UserError
 from hf_vit_family.modeling.configuration_vitf import pair
 from hf_vit_family.publish import PublishError, check_repo_id, load_model, stage, verify
-from hf_vit_family.registry import AUTO_CLASSES, IMAGE_PROCESSORS
+from hf_vit_family.registry import AUTO_CLASSES, CLIPS, preparation_of
 
 MODELING = Path(hf_vit_family.modeling.__file__).parent
 NOTHING = dict.fromkeys(FACTS)
@@ -35,7 +35,10 @@ def save_tiny(case: str, folder: Path) -> Path:
     model = tiny_model(case)
     height, width = pair(model.config.image_size)
     model.save_pretrained(folder)
-    processor = IMAGE_PROCESSORS["torchvision"](size={"height": height, "width": width}, crop_pct=0.9)
+    preparation = preparation_of(model.config)
+    clips = {"num_frames": model.config.num_frames} if preparation is CLIPS else {}
+    size = {"height": height, "width": width}
+    processor = preparation.processors["torchvision"](size=size, crop_pct=0.9, **clips)
     processor.save_pretrained(folder)
     return folder
 
@@ -55,21 +58,24 @@ def test_staged_folder_is_whole(case, tmp_path):
     stage(source, staged, f"someone/{case}")
     architecture, config = architecture_of(case), json.loads((staged / "config.json").read_text())
     assert {AUTO_CLASSES[head].__name__ for head in architecture.heads} | {"AutoConfig"} == set(config["auto_map"])
-    processor_map = json.loads((staged / "preprocessor_config.json").read_text())["auto_map"]["AutoImageProcessor"]
-    references = [*config["auto_map"].values(), *processor_map.values()]
+    preparation = preparation_of(load_model(source).config)
+    processor_map = json.loads((staged / preparation.file).read_text())["auto_map"]
+    (named,) = processor_map.values()
+    assert processor_map.keys() == {preparation.auto_class.__name__}
+    references = [*config["auto_map"].values(), *([named] if isinstance(named, str) else named.values())]
     code = {f"{reference.split('.')[0]}.py" for reference in references}
     code |= {Path(file).name for name in tuple(code) for file in get_relative_import_files(MODELING / name)}
     assert {file.name for file in staged.glob("*.py")} == code
     for name in code:
         assert (staged / name).read_bytes() == (MODELING / name).read_bytes()
     assert set(contents(staged)) == code | {
-        "config.json", "preprocessor_config.json", "model.safetensors", "README.md", "LICENSE"
+        "config.json", preparation.file, "model.safetensors", "README.md", "LICENSE"
     }  # fmt: skip
     before, after = load_file(source / "model.safetensors"), load_file(staged / "model.safetensors")
     assert before.keys() == after.keys()
     assert all(torch.equal(before[key], after[key]) for key in before)
     assert "Apache License" in (staged / "LICENSE").read_text()
-    for name in ("config.json", "preprocessor_config.json", "README.md"):
+    for name in ("config.json", preparation.file, "README.md"):
         assert str(tmp_path) not in (staged / name).read_text()
 
 

@@ -10,7 +10,7 @@ import golden
 import pytest
 import readme_table
 import torch
-from test_goldens import ARCHITECTURE, convert
+from test_goldens import ARCHITECTURE, convert, pixels
 from vit_family_launcher import COMMANDS
 
 from hf_vit_family import ARCHITECTURES
@@ -39,7 +39,7 @@ def test_parity_is_what_the_golden_cases_give(name):
         for case in map(lambda case, folder=folder: golden.load(folder, case), golden.cases(folder)):
             model, _ = convert(case)
             with torch.no_grad():
-                logits = model.double()(case.inputs["pixel_values"].double()).logits
+                logits = model.double()(pixels(case).double()).logits
             worst = max(worst, case.compare("logits", logits))
     # Another processor rounds differently; a mistake is a million times larger.
     assert 0.0 < worst < 50 * readme_table.PARITY[name]

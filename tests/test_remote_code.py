@@ -9,18 +9,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hub_server import Commit, Repository
-from models import PLAIN_CASES, architecture_of
+from models import PLAIN_CASES, VIDEO_CASES, architecture_of
 from PIL import Image
 from safetensors.torch import load_file
 from test_publish import contents, save_tiny
-from transformers import AutoImageProcessor, pipeline
+from transformers import AutoImageProcessor, AutoVideoProcessor, pipeline
 
 from hf_vit_family.clean_process import collect, quiet_loading
-from hf_vit_family.modeling.configuration_vitf import pair
-from hf_vit_family.publish import load_model, stage
+from hf_vit_family.publish import stage
 from hf_vit_family.registry import AUTO_CLASSES
 
 NOT_SAVED_AGAIN = {"LICENSE", "README.md"}
@@ -88,7 +88,6 @@ def world(hub, tmp_path_factory):
                 "source": str(root / "staged" / case) if way == "remote-local" else f"someone/{case}",
                 "case": case,
                 "image": str(root / "image.png"),
-                "size": pair(load_model(sources[case]).config.image_size),
             }
             for case in PLAIN_CASES
         ]
@@ -152,13 +151,21 @@ def test_every_class_loads_with_equal_outputs(world, case, way):
         matches = [key for key in ours if key == name or key.startswith(f"{name}.")]
         assert matches, name
         assert torch.equal(value, ours[matches[-1]]), name
-    image = Image.open(root / "image.png")
+    example = Image.open(root / "image.png")
     with quiet_loading():
-        for backend in ("torchvision", "pil"):
-            processor = AutoImageProcessor.from_pretrained(source, backend=backend)
-            expected = processor(image, return_tensors="pt")["pixel_values"]
+        if case in VIDEO_CASES:
+            example = np.stack([np.roll(example, shift, axis=1) for shift in range(10)])
+            task, processors = "video-classification", {"torchvision": AutoVideoProcessor.from_pretrained(source)}
+        else:
+            task = "image-classification"
+            processors = {
+                backend: AutoImageProcessor.from_pretrained(source, backend=backend)
+                for backend in ("torchvision", "pil")
+            }
+        for backend, processor in processors.items():
+            expected = processor(example, return_tensors="pt")["pixel_values"]
             assert torch.equal(loaded[f"processor.{backend}"], expected)
-        assert seen["pipeline"] == pipeline("image-classification", model=str(source))(image)
+        assert seen["pipeline"] == pipeline(task, model=str(source))(example)
 
 
 @pytest.mark.parametrize("way", WAYS)

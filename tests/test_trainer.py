@@ -5,26 +5,38 @@ import functools
 import numpy as np
 import pytest
 import torch
-from models import PLAIN_CASES, architecture_of, classification_head, size_multiple, tiny_config, tiny_model
+from models import (
+    PLAIN_CASES,
+    TINY,
+    VIDEO_CASES,
+    architecture_of,
+    classification_head,
+    size_multiple,
+    tiny_config,
+    tiny_model,
+)
 from sklearn.datasets import load_digits
 from torch import nn
 from transformers import Trainer, TrainingArguments, set_seed
 
 from hf_vit_family import create_processor
 from hf_vit_family.modeling.image_processing_vitf import VitfImageProcessor
+from hf_vit_family.modeling.video_processing_vitf import VitfVideoProcessor
 
 
 @functools.cache
-def digits(case: str) -> tuple[VitfImageProcessor, list[dict], list[dict]]:
+def digits(case: str) -> tuple[VitfImageProcessor | VitfVideoProcessor, list[dict], list[dict]]:
     """
     A processor, 400 scans to learn from and 100 others to be judged by (scikit-learn's `digits`, 8x8 pixels), prepared by
-    that processor: `pixel_values` (3, H, W), at least 16x16 pixels, and `labels`.
+    that processor: `pixel_values` (3, H, W), or (T, 3, H, W) for a model of clips, at least 16x16 pixels, and `labels`.
     """
     variant = next(iter(architecture_of(case).config_class.VARIANTS), "vit_base_patch16_224")
     height, width = (-(-16 // multiple) * multiple for multiple in size_multiple(tiny_config(case)))
     processor = create_processor(variant, size={"height": height, "width": width}, crop_pct=1.0)
     scans, labels = load_digits(return_X_y=True)
     images = np.repeat((scans[:500] * 15.9375).astype(np.uint8).reshape(-1, 8, 8, 1), 3, axis=3)
+    if case in VIDEO_CASES:  # a clip in which nothing moves
+        images = np.repeat(images[:, None], TINY[case]["num_frames"], axis=1)
     pixel_values = processor(list(images), return_tensors="pt")["pixel_values"]
     rows = [{"pixel_values": image, "labels": int(label)} for image, label in zip(pixel_values, labels, strict=False)]
     return processor, rows[:400], rows[400:]
