@@ -143,15 +143,18 @@ def gradient_rollout(maps: Maps, gradients: Maps) -> torch.Tensor:
     return result
 
 
-def read_out(model: PreTrainedModel, weights: torch.Tensor) -> torch.Tensor:
+def read_out(model: PreTrainedModel, weights: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """
-    What the head's input attends to: (..., N, M) to (..., M). That is the row of the class token, the mean over class and
-    distillation token, or without a class token the mean over the patch tokens.
+    What the head's input attends to in an image of H = `height`, W = `width` pixels: (..., N, M) to (..., M). That is the row
+    of the class token, the mean over class and distillation token, or the mean over the patch tokens where there is no class
+    token, or where it has not joined them yet.
     """
-    prefix = model.base_model.num_prefix_tokens
-    if weights.shape[-2] == 1:  # class attention: one query
+    prefix, queries = model.base_model.num_prefix_tokens, weights.shape[-2]
+    if queries == 1:  # class attention
         return weights[..., 0, :]
-    if prefix == 0 or getattr(model.config, "pooling", "cls") != "cls":
+    if prefix == 0 or queries in {rows * columns for rows, columns in model.config.feature_map_sizes(height, width)}:
+        return weights.mean(-2)
+    if getattr(model.config, "pooling", "cls") != "cls":
         return weights[..., prefix:, :].mean(-2)
     heads = 2 if getattr(model.config, "distilled", False) else 1
     return weights[..., :heads, :].mean(-2)
@@ -193,7 +196,7 @@ def attention_maps(model: PreTrainedModel, pixel_values: torch.Tensor) -> tuple[
     if any(attention.shape[0] != len(pixel_values) for attention in recorder.maps):
         raise UserError(f"{type(model).__name__} attends within windows: no method shows that on the whole image")
     size = pixel_values.shape[-2:]
-    return logits, [to_grid(model, read_out(model, attention), *size) for attention in recorder.maps]
+    return logits, [to_grid(model, read_out(model, attention, *size), *size) for attention in recorder.maps]
 
 
 def attention_rollout(model: PreTrainedModel, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -201,7 +204,8 @@ def attention_rollout(model: PreTrainedModel, pixel_values: torch.Tensor) -> tup
     with torch.no_grad(), AttentionRecorder(model) as recorder:
         logits = model(pixel_values).logits
     _check_square(recorder.maps, len(pixel_values), "rollout")
-    return logits, to_grid(model, read_out(model, rollout(recorder.maps)), *pixel_values.shape[-2:])
+    size = pixel_values.shape[-2:]
+    return logits, to_grid(model, read_out(model, rollout(recorder.maps), *size), *size)
 
 
 def class_relevance(
@@ -223,8 +227,9 @@ def class_relevance(
         score = logits.gather(1, classes[:, None]).sum()
         gradients = torch.autograd.grad(score, recorder.maps)
     maps = [attention.detach() for attention in recorder.maps]
-    relevance = read_out(model, gradient_rollout(maps, gradients))
-    return logits.detach(), to_grid(model, relevance, *pixel_values.shape[-2:])
+    size = pixel_values.shape[-2:]
+    relevance = read_out(model, gradient_rollout(maps, gradients), *size)
+    return logits.detach(), to_grid(model, relevance, *size)
 
 
 def to_picture(pixel_values: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> Image.Image:

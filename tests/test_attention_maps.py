@@ -227,6 +227,16 @@ def test_maps_of_stages_are_laid_out_on_the_grid_of_their_stage(images):
     assert len(set(expected)) > 1
 
 
+def test_before_the_class_token_joins_a_map_is_the_mean_over_patches():
+    model = tiny_model("pvt")
+    pixel_values = random_pixels(model.config, batch=1)
+    with torch.no_grad():
+        first, *_, last = model(pixel_values, output_attentions=True).attentions
+    _, maps = attention_maps(model, pixel_values)
+    torch.testing.assert_close(maps[0], first.mean(-2).unflatten(-1, (4, 4)))
+    torch.testing.assert_close(maps[-1], last[:, :, 0, 1:].unflatten(-1, (4, 4)))
+
+
 def test_stacking_maps_of_different_shapes_is_refused():
     recorder = AttentionRecorder(make_model())
     recorder.maps = [torch.zeros(1, 2, 4, 4), torch.zeros(1, 4, 4, 4)]

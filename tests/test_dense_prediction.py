@@ -11,6 +11,9 @@ CASES = {
     "vit": (["stage1", "stage2"], [8, 8]),
     "swin": (["stage1", "stage2", "stage3"], [2, 4, 8]),
     "swinv2": (["stage1", "stage2", "stage3"], [2, 4, 8]),
+    "pvt_v2": (["stage1", "stage2"], [4, 8]),
+    "twins": (["stage1", "stage2"], [4, 8]),
+    "cvt": (["stage1", "stage2", "stage3"], [4, 8, 16]),
 }
 # No multiple of windows, nor of the last stride where a map is padded.
 SIZES = {"vit": (32, 48)}
