@@ -118,7 +118,9 @@ class Swinv2Attention(nn.Module):
         qkv = self.qkv(to_windows(feature_map, window, shift)).unflatten(2, (3, self.num_heads, -1))
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         scale = self.logit_scale.clamp(max=math.log(_MAX_SCALE)).exp()
-        query, key = nn.functional.normalize(query, dim=-1) * scale, nn.functional.normalize(key, dim=-1)
+        # The factor and the length of a query are one number; torch's normalize has this epsilon.
+        query = query * (scale / query.norm(dim=-1, keepdim=True).clamp(min=1e-12))
+        key = nn.functional.normalize(key, dim=-1, eps=1e-12)
         context, probabilities = attend(self, query, key, value, 1.0, position_bias=position_bias, **kwargs)
         windows = self.dropout(self.proj(context))
         return from_windows(windows, grid, window, shift), probabilities
