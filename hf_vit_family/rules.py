@@ -204,7 +204,38 @@ class Each:
         return Each(*(operation and operation.inverse for operation in self.operations))
 
 
-Operation = Permute | Reshape | Concatenate | Split | InsertZeros | RemoveZeros | Each
+@dataclass(frozen=True)
+class Unify:
+    """Makes one of `copies` tensors that must be equal: a module that a file holds under several names."""
+
+    copies: int
+
+    def __call__(self, tensors: list[Tensor]) -> list[Tensor]:
+        if not all(torch.equal(tensors[0], tensor) for tensor in tensors[1:]):
+            raise ValueError("these are one tensor in the original, but differ")
+        return tensors[:1]
+
+    @property
+    def inverse(self) -> "Repeat":
+        return Repeat(self.copies)
+
+
+@dataclass(frozen=True)
+class Repeat:
+    """Gives the one tensor `copies` times."""
+
+    copies: int
+
+    def __call__(self, tensors: list[Tensor]) -> list[Tensor]:
+        (tensor,) = tensors
+        return [tensor] * self.copies
+
+    @property
+    def inverse(self) -> Unify:
+        return Unify(self.copies)
+
+
+Operation = Permute | Reshape | Concatenate | Split | InsertZeros | RemoveZeros | Each | Unify | Repeat
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Rules
