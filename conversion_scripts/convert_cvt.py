@@ -257,7 +257,8 @@ def transformers_config(kwargs: Mapping[str, Any], state_dict: Mapping[str, Tens
     It computes with the exact GELU; the published weights were trained with `hidden_act="quick_gelu"`, which as an override
     gives the authors' results.
     """
-    spec = {name: kwargs[native] for name, native in _NATIVE.items() if native in kwargs}
+    # transformers takes lists alone, with one entry a stage.
+    spec = {name: kwargs[native] for name, native in _NATIVE.items() if isinstance(kwargs.get(native), (list, tuple))}
     # What it does not write is its default.
     given = {**_from_spec({"KERNEL_QKV": [3], **spec}), **transformers_labels(kwargs, state_dict, "classifier")}
     given["hidden_act"] = "gelu"
