@@ -241,15 +241,16 @@ def to_picture(pixel_values: torch.Tensor, mean: Sequence[float], std: Sequence[
     return Image.fromarray(array.repeat(factor, 0).repeat(factor, 1))
 
 
-def overlay(picture: Image.Image, heat: torch.Tensor) -> Image.Image:
+def overlay(picture: Image.Image, heat: torch.Tensor, limits: tuple[float, float] | None = None) -> Image.Image:
     """
-    Colours an RGB image by a map (rows, columns), from its smallest to its largest value: the warmer and the more opaque,
-    the larger.
+    Colours an RGB image by a map (rows, columns), from its smallest to its largest value, or between `limits`: the warmer and
+    the more opaque, the larger.
     """
     size = (picture.height, picture.width)
     heat = nn.functional.interpolate(heat[None, None].float().cpu(), size=size, mode="bicubic", align_corners=False)
     heat = heat[0, 0].numpy()
-    heat = (heat - heat.min()) / max(heat.max() - heat.min(), 1e-12)
+    low, high = limits or (heat.min(), heat.max())
+    heat = ((heat - low) / max(high - low, 1e-12)).clip(0, 1)
     colors = matplotlib.colormaps["plasma"](heat)[..., :3]
     opacity = 0.25 + 0.45 * heat[..., None]
     blended = (1 - opacity) * np.asarray(picture, dtype=np.float64) / 255 + opacity * colors

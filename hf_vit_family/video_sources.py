@@ -19,11 +19,11 @@ TABLES = ("csv", "parquet")
 
 class MovingDigitsSource:
     """
-    Videos of 8 frames of 32 x 32 pixels, in which one of the digits that scikit-learn ships goes once around the frame to
-    the left or the right, then once around it upwards or downwards: four classes, by the directions of the two motions.
+    Videos of 8 frames of 32 x 32 pixels: one of the digits that scikit-learn ships moves to the left or the right for four
+    frames; then it moves, from another place, upwards or downwards. The four classes are the directions of the two motions.
 
-    What leaves the frame comes in again on the other side, and a digit starts anywhere. The frames of a video are therefore
-    the same for each class, and only their order differs: neither a single frame nor any number of frames whose order is
+    What leaves the frame comes in again on the other side, and each motion starts anywhere. A motion and the same motion
+    backwards therefore show the same frames equally often: neither a single frame nor any number of frames whose order is
     unknown tells more about the class than chance, 25%.
 
     Each digit of the split moves in all four ways. The digits of the split "test" are a fixed fifth that "train" lacks.
@@ -31,7 +31,7 @@ class MovingDigitsSource:
 
     split_names = ("train", "test")
     classes = ("left-up", "left-down", "right-up", "right-down")
-    size, step = 32, 8
+    size, step, frames_of_motion = 32, 4, 4
 
     def open(self, split: str) -> Split:
         from sklearn.datasets import load_digits  # seconds to import
@@ -45,27 +45,32 @@ class MovingDigitsSource:
             labels=np.tile(np.arange(count), len(rows)),
             classes=list(self.classes),
             read=lambda i: self.draw(
-                digits.images[rows[i // count]], i % count, seed=int(rows[i // count]) * count + i % count
+                digits.images[rows[i // count]], i % count, self.starts(rows[i // count], i % count)
             ),
             image_name=lambda i: f"digit {rows[i // count]} going {self.classes[i % count]}",
         )
 
-    def draw(self, digit: np.ndarray, label: int, seed: int) -> np.ndarray:
+    def starts(self, row: int, label: int) -> np.ndarray:
+        """Where a digit's two motions start, always the same: (2, 2), each (vertical, horizontal) in pixels."""
+        return np.random.default_rng([row, label]).integers(0, self.size, (2, 2))
+
+    def draw(self, digit: np.ndarray, label: int, starts: np.ndarray) -> np.ndarray:
         """
         Args:
-            digit: (8, 8), 0 to 16. label: Index of the class. seed: Of the start.
+            digit: (8, 8), 0 to 16. label: Index of the class. starts: Of the two motions, see `starts`.
 
         Returns:
             uint8 (8, 32, 32, 3).
         """
         frame = np.zeros((self.size, self.size), np.uint8)
         frame[:16, :16] = np.rint(digit * (255 / 16)).astype(np.uint8).repeat(2, 0).repeat(2, 1)
-        start = np.random.default_rng(seed).integers(0, self.size, 2)
         across = self.step if self.classes[label].startswith("right") else -self.step
         down = self.step if self.classes[label].endswith("down") else -self.step
-        steps = self.size // self.step
-        shifts = [(0, across * i) for i in range(1, steps + 1)] + [(down * i, 0) for i in range(1, steps + 1)]
-        frames = [np.roll(frame, start + shift, axis=(0, 1)) for shift in shifts]
+        frames = [
+            np.roll(frame, start + np.array(motion) * number, axis=(0, 1))
+            for start, motion in zip(starts, ((0, across), (down, 0)), strict=True)
+            for number in range(self.frames_of_motion)
+        ]
         return np.stack(frames)[..., None].repeat(3, -1)
 
 

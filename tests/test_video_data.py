@@ -212,28 +212,40 @@ def test_moving_digits_are_the_same_every_time_and_held_out_digits_are_new():
 
 
 def test_moving_digits_differ_in_the_order_of_frames_alone():
-    """From the same start the four classes show the same frames; where a digit starts says nothing."""
+    """A motion is the opposite one backwards, from where that ends; starts are as likely everywhere."""
     source = MovingDigitsSource()
     digit = np.arange(64).reshape(8, 8) / 4
-    videos = [source.draw(digit, label, seed=5) for label in range(4)]
-    frames = [sorted(frame.tobytes() for frame in video) for video in videos]
-    assert frames[0] == frames[1] == frames[2] == frames[3]
-    assert len({video.tobytes() for video in videos}) == 4
-    # What leaves on one side enters on the other.
-    right = videos[source.classes.index("right-down")]
-    assert np.array_equal(np.roll(right[0], 8, axis=1), right[1])
-    assert np.array_equal(np.roll(right[4], 8, axis=0), right[5])
-    left = videos[source.classes.index("left-up")]
-    assert np.array_equal(np.roll(left[0], -8, axis=1), left[1])
-    assert np.array_equal(np.roll(left[4], -8, axis=0), left[5])
+    starts = np.array([(3, 30), (25, 9)])
+    way = (source.frames_of_motion - 1) * source.step
+    for label, name in enumerate(source.classes):
+        video = source.draw(digit, label, starts)
+        for half, (frames, start) in enumerate(zip((video[:4], video[4:]), starts, strict=True)):
+            sign = 1 if name.split("-")[half] in ("right", "down") else -1
+            for number, frame in enumerate(frames):
+                shift = tuple(start + np.array(((0, 1), (1, 0))[half]) * sign * source.step * number)
+                assert np.array_equal(frame, np.roll(source.draw(digit, 0, np.zeros((2, 2), int))[0], shift, (0, 1)))
+        opposite = source.classes.index({"left-up": "right-down", "left-down": "right-up"}.get(name, "left-up"))
+        if name.startswith("left"):
+            ends = starts + np.array([(0, -way), (-way if name.endswith("up") else way, 0)])
+            backwards = source.draw(digit, opposite, ends)
+            assert np.array_equal(backwards[:4], video[3::-1])
+            assert np.array_equal(backwards[4:], video[:3:-1])
+
+
+def test_starts_of_moving_digits_do_not_depend_on_the_class():
+    source = MovingDigitsSource()
+    for label in range(4):
+        starts = np.stack([source.starts(row, label) for row in range(1797)]).reshape(-1, 4)
+        counts = np.stack([np.bincount(column, minlength=32) for column in starts.T])
+        assert ((counts - 1797 / 32) ** 2 / (1797 / 32)).sum(1).max() < 65  # chi-squared, 31 degrees: 0.9997
 
 
 def test_horizontal_flip_would_change_the_class():
     """Why the recipe switches it off."""
     source = MovingDigitsSource()
-    right = torch.from_numpy(source.draw(np.ones((8, 8)), source.classes.index("right-up"), seed=1))
-    mirrored = v2.functional.horizontal_flip(right.permute(0, 3, 1, 2))
-    assert torch.equal(torch.roll(mirrored[0], -8, -1), mirrored[1])
+    video = source.draw(np.ones((8, 8)), source.classes.index("right-up"), np.array([(0, 0), (0, 0)]))
+    mirrored = v2.functional.horizontal_flip(torch.from_numpy(video).permute(0, 3, 1, 2))
+    assert torch.equal(torch.roll(mirrored[0], -source.step, -1), mirrored[1])
 
 
 class Brightness(torch.nn.Module):

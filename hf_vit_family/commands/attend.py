@@ -1,14 +1,15 @@
 """
-Show what an image classifier attends to, as one PNG.
+Show what an image or video classifier attends to: of images as one PNG, of a video as a PNG of its frames and a GIF.
 
 rollout     how much of each part of the image arrives at the head (Abnar & Zuidema 2020)
 relevance   which parts speak for each of the most probable classes (Chefer et al. 2021)
-maps        the attention of the class token in every layer and head
+maps        the attention of the class token in every layer and head (images alone)
 
 examples:
   vit-family attend cat.jpg --model outputs/deit
   vit-family attend cat.jpg dog.jpg --model outputs/deit --method relevance --top 3
   vit-family attend cat.jpg --model outputs/deit --method maps --layer 12 --output layer12.png
+  vit-family attend clip.mp4 --model outputs/timesformer --output clip.png
 """
 
 import argparse
@@ -17,6 +18,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 from tqdm import tqdm
+from transformers.video_processing_utils import BaseVideoProcessor
 
 from ..attention import (
     attention_maps,
@@ -29,19 +31,27 @@ from ..attention import (
 )
 from ..errors import UserError
 from ..images import read_image
+from ..video_attention import overlays, save_gif, save_sheet, to_pictures, video_relevance, video_rollout
 from .predict import load_classifier
 
 Row = list[tuple[str, Image.Image] | None]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files")
-    parser.add_argument("--model", required=True, metavar="FOLDER_OR_HUB_ID", help="an image classifier")
+    parser.add_argument(
+        "files", nargs="+", metavar="FILE", help="image files, or one video file for a video classifier"
+    )
+    parser.add_argument("--model", required=True, metavar="FOLDER_OR_HUB_ID", help="an image or video classifier")
     parser.add_argument("--method", choices=METHODS, default="rollout", help="what to show (default: rollout)")
     parser.add_argument("--top", type=int, default=2, help="classes to explain with --method relevance (default: 2)")
     parser.add_argument("--layer", type=int, help="show this layer's maps alone, counted from 1")
     parser.add_argument("--head", type=int, help="show this head's maps alone, counted from 1")
-    parser.add_argument("--output", type=Path, default=Path("attention.png"), help="default: attention.png")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("attention.png"),
+        help="of a video, the GIF is beside it (default: attention.png)",
+    )
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: cpu)")
 
 
@@ -87,6 +97,28 @@ def _map_rows(model, pixel_values: torch.Tensor, picture: Image.Image, args: arg
 METHODS = {"rollout": (_rollout_rows, 2.4), "relevance": (_relevance_rows, 2.4), "maps": (_map_rows, 1.3)}
 
 
+def show_video(model, processor, args: argparse.Namespace) -> None:
+    """Writes the frames of a video under its rollout, or its relevance for each of the best classes."""
+    if len(args.files) > 1 or args.method == "maps":
+        raise UserError("of videos, one at a time is shown, with --method rollout or relevance")
+    clip = processor(args.files[0], return_tensors="pt")["pixel_values"].to(model.device, model.dtype)
+    pictures = to_pictures(clip[0], processor.image_mean, processor.image_std)
+    rows = [("input", pictures)]
+    if args.method == "rollout":
+        logits, heat = video_rollout(model, clip)
+        rows.append((_label(model, logits[0], int(logits[0].argmax())), overlays(pictures, heat[0])))
+    else:
+        with torch.no_grad():
+            best = model(clip).logits[0].topk(min(args.top, model.config.num_labels)).indices
+        for index in tqdm(best, desc="classes", unit="class", disable=len(best) == 1):
+            logits, heat = video_relevance(model, clip, index[None])
+            rows.append((_label(model, logits[0], int(index)), overlays(pictures, heat[0])))
+    save_sheet(rows, args.output)
+    save_gif(rows, args.output.with_suffix(".gif"))
+    print(args.output)
+    print(args.output.with_suffix(".gif"))
+
+
 def run(args: argparse.Namespace) -> None:
     if args.method != "maps" and (args.layer is not None or args.head is not None):
         raise UserError("--layer and --head choose among --method maps")
@@ -94,8 +126,14 @@ def run(args: argparse.Namespace) -> None:
         raise UserError(f"--top {args.top} is too small; explain at least 1 class")
     if args.output.suffix.lower() != ".png":
         raise UserError(f"--output {args.output}: the picture is a PNG, name it so")
-    pictures = [read_image(path) for path in args.images]
+    for path in args.files:
+        if not Path(path).is_file():
+            raise UserError(f"{path}: no such file")
     model, processor = load_classifier(args.model, args.device)
+    if isinstance(processor, BaseVideoProcessor):
+        show_video(model, processor, args)
+        return
+    pictures = [read_image(path) for path in args.files]
     make_rows, edge = METHODS[args.method]
     sheet = []
     for image in tqdm(pictures, desc="images", unit="image", disable=len(pictures) == 1):
