@@ -57,6 +57,12 @@ NOT_APPLICABLE = {
         "pit",
         "test_hidden_states_output",
     ): "asserts one number of tokens and one width; those of PiT change with the stage",
+    ("levit", "test_num_layers_is_small"): "asserts at most two layers; there are three stages",
+    ("levit", "test_attention_outputs"): "asserts one number of heads and tokens; those of LeViT change with the stage",
+    ("levit", "test_hidden_states_output"): "asserts one number of tokens and one width; LeViT changes both by stage",
+    ("cvt", "test_num_layers_is_small"): "asserts at most two layers; there are three stages",
+    ("cvt", "test_attention_outputs"): "asserts one number of heads and tokens; those of CvT change with the stage",
+    ("cvt", "test_hidden_states_output"): "asserts one number of tokens and one width; CvT changes both by stage",
     ("t2t_vit", "test_attention_outputs"): "asserts num_hidden_layers maps; the tokenizer gives two besides",
 }
 
