@@ -345,31 +345,38 @@ def timm_config(kwargs: Mapping[str, Any], state_dict: Mapping[str, Tensor], **o
 
 def _timm_native(model: PreTrainedModel) -> dict[str, Any]:
     config = model.config
-    stages = len(config.depths)
-    if config.layer_norm_eps != 1e-6 or config.hidden_act not in _TIMM_ACTIVATIONS:
+    if (config.hidden_act, config.layer_norm_eps) != ("gelu", 1e-6):
+        # A config.json names an activation; the class takes no names.
         raise ConversionError(
-            f"timm's NesT is layer_norm_eps=1e-06 with hidden_act {' or '.join(_TIMM_ACTIVATIONS)}, not "
-            f"{config.layer_norm_eps} with {config.hidden_act!r}"
+            f"timm's NesT has hidden_act='gelu' with layer_norm_eps=1e-06, not {config.hidden_act!r} with "
+            f"{config.layer_norm_eps}"
         )
-    side = config.block_size * 2 ** (stages - 1)
-    if pair(config.image_size) != tuple(side * patch for patch in pair(config.patch_size)):
-        raise ConversionError(f"image_size={config.image_size}: timm's NesT has one block in the last stage")
-    arguments = {
-        "img_size": one_or_two(config.image_size),
-        "in_chans": config.num_channels,
-        "patch_size": one_or_two(config.patch_size),
-        "num_levels": stages,
-        "embed_dims": config.hidden_sizes,
-        "num_heads": config.num_heads,
-        "depths": config.depths,
-        "num_classes": config.num_labels if has_head(model) else 0,
-        "mlp_ratio": config.mlp_ratio,
-        "qkv_bias": config.qkv_bias,
-        "pad_type": _TIMM_PADDINGS[config.pool_padding],
+    side = config.block_size * 2 ** (len(config.depths) - 1)
+    height, width = pair(config.image_size)
+    if height != width or (height, width) != tuple(side * patch for patch in pair(config.patch_size)):
+        raise ConversionError(f"image_size={config.image_size}: timm's NesT has one square block in the last stage")
+    return {
+        "architecture": _timm_name(config),
+        "model_args": {
+            "img_size": height,
+            "in_chans": config.num_channels,
+            "patch_size": one_or_two(config.patch_size),
+            "num_classes": config.num_labels if has_head(model) else 0,
+            "mlp_ratio": config.mlp_ratio,
+            "qkv_bias": config.qkv_bias,
+        },
     }
-    if config.hidden_act != "gelu":
-        arguments["act_layer"] = _TIMM_ACTIVATIONS[config.hidden_act]
-    return {"architecture": "nest_tiny_jx" if config.pool_padding == "same" else "nest_tiny", "model_args": arguments}
+
+
+def _timm_name(config: VitfNestConfig) -> str:
+    """timm's model of these sizes: its functions take no others."""
+    names = [name for name in VitfNestConfig.VARIANTS if VitfNestConfig.VARIANTS[name].get("hidden_act") == "gelu"]
+    same = ("hidden_sizes", "num_heads", "depths", "pool_padding")
+    for name in names:
+        variant = VitfNestConfig.from_variant(name)
+        if all(getattr(variant, field) == getattr(config, field) for field in same):
+            return name
+    raise ConversionError(f"timm's NesT has the {', '.join(same[:-1])} of {', '.join(names)} alone")
 
 
 LAYOUTS = {

@@ -1,5 +1,6 @@
 """Configuration of RegionViT (Chen et al., "RegionViT: Regional-to-Local Attention", arXiv 2106.02689)."""
 
+from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
@@ -80,6 +81,10 @@ class VitfRegionvitConfig(VitfPyramidConfig):
                     f"VitfRegionvitConfig: hidden_sizes={self.hidden_sizes} are no multiples of "
                     f"num_heads={self.num_heads}"
                 )
+        if any(wide % narrow for narrow, wide in pairwise(self.hidden_sizes)):
+            raise ValueError(
+                f"VitfRegionvitConfig: hidden_sizes={self.hidden_sizes}: each must be a multiple of the one before"
+            )
 
     def feature_map_sizes(self, height: int, width: int) -> list[tuple[int, int]]:
         patch = pair(self.patch_size)

@@ -20,6 +20,7 @@ _PLAIN = {
     "num_labels": 5,
 }
 _CLIP = {**_PLAIN, "num_frames": 4, "drop_path_rate": 0.0}
+_VIVIT = {**_CLIP, "tubelet_size": 2}
 _CCT = {
     "image_size": 16,
     "hidden_size": 32,
@@ -98,7 +99,7 @@ _SWIN = {
 }
 _REGIONVIT = {
     "image_size": 48,
-    "hidden_sizes": [16, 32, 64],
+    "hidden_sizes": [16, 32, 32],
     "depths": [1, 2, 1],
     "num_heads": [2, 2, 4],
     "window_sizes": [3, 3, 3],
@@ -153,6 +154,19 @@ TINY: dict[str, dict[str, Any]] = {
     "timesformer": {**_CLIP},
     "timesformer-joint": {**_CLIP, "attention_type": "joint_space_time"},
     "timesformer-space": {**_CLIP, "attention_type": "space_only"},
+    "vivit": {**_VIVIT},
+    "vivit-encoder": {**_VIVIT, "attention_type": "factorised_encoder", "num_temporal_layers": 2},
+    "vivit-encoder-mean": {
+        **_VIVIT,
+        "attention_type": "factorised_encoder",
+        "pooling": "mean",
+        "representation_size": 24,
+        "num_temporal_layers": 1,
+        "num_temporal_heads": 4,
+        "temporal_mlp_ratio": 1,
+    },
+    "vivit-self": {**_VIVIT, "attention_type": "factorised_self_attention", "pooling": "mean"},
+    "vivit-dot": {**_VIVIT, "attention_type": "factorised_dot_product", "pooling": "mean"},
     "levit": {**_LEVIT},
     "levit-plain": {**_LEVIT, "distilled": False},
     "cvt": {
@@ -182,7 +196,7 @@ TINY: dict[str, dict[str, Any]] = {
     "twins": {**_PVT, "depths": [2, 2], "window_sizes": [3, 3]},
     "twins-pcpvt": {**_PVT, "window_sizes": [3, 3], "attention_pattern": ["global"]},
     "regionvit": {**_REGIONVIT},
-    "regionvit-peg": {**_REGIONVIT, "patch_conv_type": "1conv", "peg": True, "stage_norms": True},
+    "regionvit-peg": {**_REGIONVIT, "patch_conv_type": "1conv", "peg": True},
 }
 
 # One case an architecture, for checks that cost seconds.

@@ -80,6 +80,8 @@ UNTRAINED = {
     # In the last layer the classifier reads what the class token asks for, and the decoder what the patches do.
     "VitfRvtForImageClassification": r"layers\.1\.attention\.query\.(depthwise|pointwise)\.",
     "VitfRvtForMaskedImageModeling": r"layers\.1\.attention\.query\.cls_projection\.",
+    # In the last layer the classifier reads regional tokens alone, whose scores have no bias.
+    "VitfRegionvitForImageClassification": r"stages\.2\.layers\.0\.attention\.position_bias\.",
 }
 
 
