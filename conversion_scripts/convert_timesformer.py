@@ -130,11 +130,11 @@ def _transformers_native(model: PreTrainedModel) -> dict[str, Any]:
     config = model.config
     if len({*pair(config.image_size)}) > 1 or len({*pair(config.patch_size)}) > 1:
         raise ConversionError("transformers' TimeSformer takes square images and patches only")
+    # Its drop_path_rate is a whole number: it stays 0.
     return TimesformerConfig(
         **transformers_native_fields(config),
         num_frames=config.num_frames,
         attention_type=config.attention_type,
-        drop_path_rate=config.drop_path_rate,
         architectures=["TimesformerForVideoClassification" if has_head(model) else "TimesformerModel"],
     ).to_diff_dict()
 

@@ -56,11 +56,11 @@ def _transformers_timesformer(name: str, config: VitfConfig) -> nn.Module:
         "image_size": pair(config.image_size)[0],
         "patch_size": pair(config.patch_size)[0],
     }
+    # Its drop_path_rate is a whole number: it stays 0.
     return TimesformerForVideoClassification(
         TimesformerConfig(
             num_frames=config.num_frames,
             attention_type=config.attention_type,
-            drop_path_rate=config.drop_path_rate,
             **fields,
         )
     )

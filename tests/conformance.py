@@ -64,6 +64,7 @@ NOT_APPLICABLE = {
     ("cvt", "test_attention_outputs"): "asserts one number of heads and tokens; those of CvT change with the stage",
     ("cvt", "test_hidden_states_output"): "asserts one number of tokens and one width; CvT changes both by stage",
     ("t2t_vit", "test_attention_outputs"): "asserts num_hidden_layers maps; the tokenizer gives two besides",
+    ("timesformer", "test_attention_outputs"): "asserts num_hidden_layers maps; divided layers give two each",
 }
 
 
@@ -160,6 +161,7 @@ PIPELINES = {"image-classification": "ForImageClassification", "image-feature-ex
 NAMES_BY_HEAD = {
     "Model": modeling_auto.MODEL_MAPPING_NAMES,
     "ForImageClassification": modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+    "ForVideoClassification": modeling_auto.MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING_NAMES,
     "ForMaskedImageModeling": modeling_auto.MODEL_FOR_MASKED_IMAGE_MODELING_MAPPING_NAMES,
     "Backbone": modeling_auto.MODEL_FOR_BACKBONE_MAPPING_NAMES,
 }
@@ -212,7 +214,7 @@ def model_tester(case: str):
             self.hidden_size = config.stage_channels[-1]
             self.num_hidden_layers = len(config.stage_names) - 1
             self.num_attention_heads = getattr(config, "num_attention_heads", None)
-            self.mask_length = random_mask(config).shape[1]
+            self.mask_length = random_mask(config).shape[1] if case in IMAGE_CASES else 0
             self.num_masks = self.mask_length // 2
             with torch.no_grad():
                 self.seq_length = AutoModel.from_config(config)(random_pixels(config)).last_hidden_state.shape[1]
@@ -232,12 +234,16 @@ def model_tester(case: str):
 
 
 def make_tests(case: str, mixins: types.SimpleNamespace, tiny_models: Path) -> dict[str, type]:
-    """The test classes of one architecture, by name."""
+    """
+    The test classes of one architecture, by name. For one that takes clips they are those of models alone: the mixins for
+    pipelines and backbones hand out images.
+    """
     architecture = architecture_of(case)
     classes = {head: architecture.model_class(head) for head in architecture.heads}
     for head, model_class in classes.items():
         NAMES_BY_HEAD[head][architecture.model_type] = model_class.__name__
-    pipeline_classes = {task: classes[head] for task, head in PIPELINES.items() if head in classes}
+    takes_images = case in IMAGE_CASES
+    pipeline_classes = {task: classes[head] for task, head in PIPELINES.items() if takes_images and head in classes}
     for model_class in pipeline_classes.values():
         folder = tiny_models / architecture.model_type / model_class.__name__
         model_class(tiny_config(case)).save_pretrained(folder)
@@ -269,10 +275,9 @@ def make_tests(case: str, mixins: types.SimpleNamespace, tiny_models: Path) -> d
         "config_class": architecture.config_class,
         "has_attentions": True,
     }
-    made = {
-        "ModelTest": (mixins.ModelTesterMixin, mixins.PipelineTesterMixin, model_tests),
-        "BackboneTest": (mixins.BackboneTesterMixin, backbone_tests),
-    }
+    made = {"ModelTest": (mixins.ModelTesterMixin, mixins.PipelineTesterMixin, model_tests)}
+    if takes_images:
+        made["BackboneTest"] = (mixins.BackboneTesterMixin, backbone_tests)
     tests = {}
     for suffix, (*bases, content) in made.items():
         name = architecture.prefix + suffix
@@ -342,7 +347,7 @@ if __name__ == "__main__":
 
 import tempfile  # noqa: E402
 
-from models import PLAIN_CASES, TINY, architecture_of, random_mask, random_pixels, tiny_config  # noqa: E402
+from models import IMAGE_CASES, PLAIN_CASES, TINY, architecture_of, random_mask, random_pixels, tiny_config  # noqa: E402
 
 from hf_vit_family.modeling.configuration_vitf import pair  # noqa: E402
 from hf_vit_family.modeling.image_processing_pil_vitf import VitfImageProcessorPil  # noqa: E402
@@ -356,6 +361,7 @@ _SUMMARY = {
         "processor_classes": ["VitfImageProcessor"],
     }
     for case in PLAIN_CASES
+    if case in IMAGE_CASES
     for head in PIPELINES.values()
 }
 (_TINY_MODELS / "reports").mkdir()

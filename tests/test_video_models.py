@@ -105,14 +105,10 @@ def test_pipeline_takes_arrays_and_files(case, clip, tmp_path):
 
 @pytest.mark.parametrize("case", ["timesformer", "timesformer-joint"])
 def test_timesformer_equals_transformers_own(case):
-    model = tiny_model(case).double()
+    model = tiny_model(case, drop_path_rate=0.1).double()
     config = model.config
-    shared = ("patch_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_frames", "attention_type")
-    native = TimesformerForVideoClassification(
-        TimesformerConfig(
-            image_size=32, intermediate_size=64, num_labels=5, **{name: getattr(config, name) for name in shared}
-        )
-    )
+    layout = architecture_of(case).conversion.LAYOUTS["transformers"]
+    native = TimesformerForVideoClassification(TimesformerConfig(**layout.native_config(model)))
     native.load_state_dict(export_checkpoint(model, "transformers"))
     pixel_values = random_pixels(config).double()
     with torch.no_grad():
