@@ -63,6 +63,21 @@ NOT_APPLICABLE = {
     ("cvt", "test_num_layers_is_small"): "asserts at most two layers; there are three stages",
     ("cvt", "test_attention_outputs"): "asserts one number of heads and tokens; those of CvT change with the stage",
     ("cvt", "test_hidden_states_output"): "asserts one number of tokens and one width; CvT changes both by stage",
+    ("pvt", "test_attention_outputs"): "asserts num_hidden_layers maps; a stage of PVT has one a layer",
+    (
+        "pvt",
+        "test_hidden_states_output",
+    ): "asserts one number of tokens and one width; those of PVT change with the stage",
+    ("pvt_v2", "test_attention_outputs"): "asserts num_hidden_layers maps; a stage of PVT v2 has one a layer",
+    (
+        "pvt_v2",
+        "test_hidden_states_output",
+    ): "asserts one number of tokens and one width; those of PVT v2 change with the stage",
+    ("twins", "test_attention_outputs"): "asserts num_hidden_layers maps; a stage of Twins has one a layer",
+    (
+        "twins",
+        "test_hidden_states_output",
+    ): "asserts one number of tokens and one width; those of Twins change with the stage",
     ("t2t_vit", "test_attention_outputs"): "asserts num_hidden_layers maps; the tokenizer gives two besides",
     ("timesformer", "test_attention_outputs"): "asserts num_hidden_layers maps; divided layers give two each",
 }
