@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from transformers import PreTrainedModel
 
-from .attention import AttentionRecorder, contact_sheet, gradient_rollout, overlay, read_out, rollout, to_picture
+from .attention import AttentionRecorder, contact_sheet, gradient_rollout, overlay, rollout, to_picture
 from .errors import UserError
 from .modeling.configuration_vitf import pair
 
@@ -65,6 +65,14 @@ def lay_out(weights: torch.Tensor, batch: int, num_frames: int, num_patches: int
     return matrix
 
 
+def _read_out(model: PreTrainedModel, weights: torch.Tensor) -> torch.Tensor:
+    """What the head's input attends to, (..., M, M) to (..., M): the row of the class token, else the mean over patches."""
+    prefix = model.base_model.num_prefix_tokens
+    if prefix == 0 or getattr(model.config, "pooling", "cls") != "cls":
+        return weights[..., prefix:, :].mean(-2)
+    return weights[..., 0, :]
+
+
 def _heat(model: PreTrainedModel, pixel_values: torch.Tensor, maps: list[torch.Tensor], follow) -> torch.Tensor:
     """
     Follows tokens through maps that are averaged over heads, and reads out what the head's input has of each patch.
@@ -81,9 +89,9 @@ def _heat(model: PreTrainedModel, pixel_values: torch.Tensor, maps: list[torch.T
     num_patches, num_prefix = rows * columns, model.base_model.num_prefix_tokens
     alone = (batch * num_frames, num_prefix + num_patches, num_prefix + num_patches)
     if all(weights.shape == alone for weights in maps):  # frames do not meet before the end, where all count alike
-        heat = read_out(model, follow(maps)) / num_frames
+        heat = _read_out(model, follow(maps)) / num_frames
     else:
-        heat = read_out(model, follow([lay_out(m, batch, num_frames, num_patches, num_prefix) for m in maps]))
+        heat = _read_out(model, follow([lay_out(m, batch, num_frames, num_patches, num_prefix) for m in maps]))
     return heat[..., num_prefix:].reshape(batch, num_frames, rows, columns)
 
 

@@ -2,7 +2,8 @@
 Shipped recipes, as data: what `vit-family train --recipe NAME` runs, how long it takes, and what came out.
 
 Sources: CCT, section 4 of arXiv 2104.05704 and SHI-Labs/Compact-Transformers@cd11f09 configs/; DeiT, table 9 of
-arXiv 2012.12877; fine-tuning, table 4 of arXiv 2010.11929 with the AdamW of arXiv 2106.08254.
+arXiv 2012.12877; fine-tuning, table 4 of arXiv 2010.11929 with the AdamW of arXiv 2106.08254; TimeSformer,
+facebookresearch/TimeSformer@a5ef29a configs/Kinetics/, where the learning rate falls in steps instead.
 """
 
 from dataclasses import dataclass
@@ -207,6 +208,53 @@ RECIPES: dict[str, Recipe] = {
                 "num_workers": 12,
             },
             "about 1 day on 8 data-centre GPUs",
+        ),
+        Recipe(
+            "moving_digits_timesformer",
+            "A small TimeSformer on digits that move; attention_type=space_only, which cannot tell their directions, compares.",
+            {
+                "model": "timesformer_base_k400",
+                "set": {
+                    "patch_size": 8,
+                    "hidden_size": 64,
+                    "num_hidden_layers": 2,
+                    "num_attention_heads": 4,
+                    "mlp_ratio": 2,
+                },
+                "drop_path_rate": 0.0,
+                "dataset": "moving_digits",
+                "image_size": 32,
+                "num_frames": 8,
+                "crop": "center",
+                "horizontal_flip": 0.0,
+                "num_workers": 0,
+                "epochs": 10,
+                "batch_size": 32,
+                "lr": 2e-3,
+                "warmup_epochs": 0.5,
+                "clip_grad_norm": 1.0,
+            },
+            "about 10 minutes on 2 CPU cores",
+        ),
+        Recipe(
+            "finetune_kinetics",
+            "Trains TimeSformer-B on a folder of Kinetics-400 from a folder that from_image_model made of a ViT; 8 processes.",
+            {
+                "model": "./timesformer_base_from_vit",
+                "reset_head": True,
+                "dataset": "./kinetics400",
+                "crop_min_scale": 0.5,
+                "epochs": 15,
+                "batch_size": 2,
+                "optimizer": "SGD",
+                "optimizer_options": {"momentum": 0.9, "nesterov": True},
+                "lr": 5e-3,
+                "weight_decay": 1e-4,
+                "mixed_precision": "bf16",
+                "num_processes": 8,
+                "num_workers": 12,
+            },
+            "several days on 8 data-centre GPUs",
         ),
         Recipe(
             "deit_distill",
