@@ -3,10 +3,11 @@
 import json
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.figure import Figure  # without pyplot, which would look for a screen and keep every figure
 
 from .errors import UserError
@@ -103,4 +104,32 @@ def plot_confusion(confusion: np.ndarray, labels: Sequence[str], png: str | Path
             axes.text(
                 column, row, f"{value:.1%}" if value < 1 else "100%", ha="center", va="center", fontsize=7, color=color
             )
+    save_figure(figure, png)
+
+
+def plot_comparison(runs: Mapping[str, str | Path], png: str | Path, chance: float) -> None:
+    """
+    Draws the accuracy on held-out data over the optimiser steps of several runs.
+
+    Args:
+        runs: Name of each run to its `metrics.jsonl`.
+        png: The picture to write.
+        chance: Accuracy of guessing, a fraction of 1; a dotted line.
+
+    Raises:
+        UserError: if a file cannot be read or has no evaluation.
+    """
+    figure = Figure(figsize=(6, 3.4), layout="constrained")
+    axes = figure.subplots()
+    for (name, path), color in zip(runs.items(), colormaps["tab10"].colors, strict=False):
+        rows = [row for row in read_metrics(path) if row.get("split") == "evaluation" and "accuracy" in row]
+        if not rows:
+            raise UserError(f"{path}: has no accuracy of an evaluation")
+        steps, values = [row["step"] for row in rows], [row["accuracy"] for row in rows]
+        axes.plot(steps, values, color=color, marker="o", markersize=3, label=f"{name}: {values[-1]:.1%}")
+    axes.axhline(chance, color="#999999", linestyle=":", label=f"chance: {chance:.0%}")
+    axes.set(xlabel="step", ylabel="accuracy on held-out data", ylim=(0, 1.02))
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
     save_figure(figure, png)

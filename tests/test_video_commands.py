@@ -13,6 +13,7 @@ from vit_family_launcher import main
 
 from hf_vit_family.errors import UserError
 from hf_vit_family.modeling.video_processing_vitf import VitfVideoProcessor
+from hf_vit_family.plots import plot_comparison
 from hf_vit_family.video_attention import lay_out, overlays, video_relevance, video_rollout
 
 LABELS = {0: "jump", 1: "run", 2: "swim", 3: "sit", 4: "stand"}
@@ -213,3 +214,16 @@ def test_frames_are_refused_for_images(tmp_path, capsys):
     argv = ["train", "--recipe", "digits", "--num_frames", "4", "--output", str(tmp_path / "run")]
     assert main(argv) == 2
     assert "num_frames" in capsys.readouterr().err
+
+
+def test_comparison_of_runs(tmp_path):
+    for name, accuracy in (("a", 0.9), ("b", 0.25)):
+        lines = [{"split": "evaluation", "step": step, "epoch": 1, "accuracy": accuracy} for step in (10, 20)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    runs = {"divided": tmp_path / "a.jsonl", "space only": tmp_path / "b.jsonl"}
+    plot_comparison(runs, tmp_path / "curves.png", chance=0.25)
+    with Image.open(tmp_path / "curves.png") as picture:
+        assert picture.width > picture.height
+    (tmp_path / "a.jsonl").write_text("")
+    with pytest.raises(UserError, match="has no accuracy"):
+        plot_comparison(runs, tmp_path / "curves.png", chance=0.25)
