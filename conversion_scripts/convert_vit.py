@@ -70,51 +70,62 @@ def _resnet_rules(config: VitfVitConfig) -> list[Rule]:
     return table
 
 
-def _flax_rules(config: VitfVitConfig, modules: tuple[str, ...]) -> list[Rule]:
-    width, heads = config.hidden_size, config.num_attention_heads
+def flax_norm_rules(source: str, target: str) -> list[Rule]:
+    """A LayerNorm of flax."""
+    return [Rule(f"{source}/scale", f"{target}.weight"), Rule(f"{source}/bias", f"{target}.bias")]
+
+
+def flax_dense_rules(source: str, target: str) -> list[Rule]:
+    """A linear layer of flax."""
+    return [Rule(f"{source}/kernel", f"{target}.weight", Permute(1, 0)), Rule(f"{source}/bias", f"{target}.bias")]
+
+
+def flax_mlp_rules(source: str, target: str) -> list[Rule]:
+    """The feed-forward layer of flax's ViT and its descendants."""
+    return [
+        *flax_dense_rules(f"{source}/Dense_0", f"{target}.fc1"),
+        *flax_dense_rules(f"{source}/Dense_1", f"{target}.fc2"),
+    ]
+
+
+def flax_attention_rules(source: str, target: str, width: int, heads: int) -> list[Rule]:
+    """An attention layer of flax, whose matrices have a dimension of heads."""
     split, square = (heads, width // heads), (width, width)
-    block, layer = "Transformer/encoderblock_{i}/", "layers.{i}."
-    norm1, attention, norm2, mlp = (block + module for module in modules)
-    qkv = [f"{attention}/{name}/" for name in ("query", "key", "value")]
-    rules = [
-        Rule("embedding/kernel", "embeddings.patch_embeddings.projection.weight", Permute(3, 2, 0, 1)),
-        Rule("embedding/bias", "embeddings.patch_embeddings.projection.bias"),
-        Rule("Transformer/posembed_input/pos_embedding", "embeddings.position_embeddings.weight"),
+    qkv = [f"{source}/{name}/" for name in ("query", "key", "value")]
+    return [
         Rule(
             tuple(name + "kernel" for name in qkv),
-            layer + "attention.qkv.weight",
+            target + ".qkv.weight",
             Reshape((width, *split), square),
             Permute(1, 0),
             Concatenate(3),
         ),
-        Rule(
-            tuple(name + "bias" for name in qkv), layer + "attention.qkv.bias", Reshape(split, (width,)), Concatenate(3)
-        ),
-        Rule(
-            f"{attention}/out/kernel", layer + "attention.proj.weight", Reshape((*split, width), square), Permute(1, 0)
-        ),
-        Rule(f"{attention}/out/bias", layer + "attention.proj.bias"),
-        Rule("Transformer/encoder_norm/scale", "layernorm.weight"),
-        Rule("Transformer/encoder_norm/bias", "layernorm.bias"),
-        Rule("head/kernel", "classifier.weight", Permute(1, 0)),
-        Rule("head/bias", "classifier.bias"),
+        Rule(tuple(name + "bias" for name in qkv), target + ".qkv.bias", Reshape(split, (width,)), Concatenate(3)),
+        Rule(f"{source}/out/kernel", target + ".proj.weight", Reshape((*split, width), square), Permute(1, 0)),
+        Rule(f"{source}/out/bias", target + ".proj.bias"),
     ]
-    for source, target in ((norm1, "layernorm_before"), (norm2, "layernorm_after")):
-        rules += [Rule(f"{source}/scale", f"{layer}{target}.weight"), Rule(f"{source}/bias", f"{layer}{target}.bias")]
-    for source, target in (("Dense_0", "fc1"), ("Dense_1", "fc2")):
-        rules += [
-            Rule(f"{mlp}/{source}/kernel", f"{layer}mlp.{target}.weight", Permute(1, 0)),
-            Rule(f"{mlp}/{source}/bias", f"{layer}mlp.{target}.bias"),
-        ]
+
+
+def _flax_rules(config: VitfVitConfig, modules: tuple[str, ...]) -> list[Rule]:
+    block, layer = "Transformer/encoderblock_{i}/", "layers.{i}."
+    norm1, attention, norm2, mlp = (block + module for module in modules)
+    rules = [
+        Rule("embedding/kernel", "embeddings.patch_embeddings.projection.weight", Permute(3, 2, 0, 1)),
+        Rule("embedding/bias", "embeddings.patch_embeddings.projection.bias"),
+        Rule("Transformer/posembed_input/pos_embedding", "embeddings.position_embeddings.weight"),
+        *flax_norm_rules(norm1, layer + "layernorm_before"),
+        *flax_attention_rules(attention, layer + "attention", config.hidden_size, config.num_attention_heads),
+        *flax_norm_rules(norm2, layer + "layernorm_after"),
+        *flax_mlp_rules(mlp, layer + "mlp"),
+        *flax_norm_rules("Transformer/encoder_norm", "layernorm"),
+        *flax_dense_rules("head", "classifier"),
+    ]
     if config.resnet_depths is not None:
         rules += _resnet_rules(config)
     if config.use_cls_token:
         rules.append(Rule("cls", "embeddings.cls_token"))
     if config.representation_size is not None:
-        rules += [
-            Rule("pre_logits/kernel", "pre_logits.weight", Permute(1, 0)),
-            Rule("pre_logits/bias", "pre_logits.bias"),
-        ]
+        rules += flax_dense_rules("pre_logits", "pre_logits")
     return rules
 
 
@@ -601,6 +612,8 @@ LAYOUTS = {
         rules=linen_rules,
         config=config_from_original,
         requires=("embedding/kernel", f"Transformer/encoderblock_{{i}}/{_LINEN[1]}/query/kernel"),
+        # ViViT, whose keys are the same but for the head.
+        forbids=("output_projection/*",),
         suffix=".npz",
         holds=_FLAX_HOLDS,
     ),

@@ -19,11 +19,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .errors import UnreadableCheckpointError
+from .flax_files import load_flax
 
 # Keys under which a .pth nests its state dict (the first that is there), and prefixes that all keys of a file may share:
-# DataParallel's and torch.compile's, and the optimizer's of google-research/vision_transformer@c6de1e5 (checkpoint.py).
+# DataParallel's and torch.compile's, and the optimizer's of google-research/vision_transformer@c6de1e5 (checkpoint.py) and
+# google-research/scenic@4a38d47, beside which a file holds the state of training.
 WRAPPERS = ("model", "state_dict", "state_dict_ema", "model_state_dict", "model_state")
-KEY_PREFIXES = ("module.", "_orig_mod.", "opt/target/", "params/")
+KEY_PREFIXES = ("module.", "_orig_mod.", "opt/target/", "optimizer/target/", "params/")
 
 # Files of a folder that hold weights, the safe ones first.
 WEIGHTS = ("*.safetensors", "*.npz", "*.bin", "*.pth", "*.pyth", "*.pt")
@@ -90,21 +92,24 @@ def _load_torch(path: Path) -> dict[str, Any]:
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
-LOADERS = {".npz": _load_npz, ".safetensors": load_file} | dict.fromkeys((".pth", ".pyth", ".pt", ".bin"), _load_torch)
+LOADERS = {".npz": _load_npz, ".safetensors": load_file, ".msgpack": load_flax} | dict.fromkeys(
+    (".pth", ".pyth", ".pt", ".bin"), _load_torch
+)
 
 
 def _load(path: Path) -> Any:
-    if path.suffix not in LOADERS:
-        raise UnreadableCheckpointError(f"{path}: unknown file type {path.suffix!r}; expected {', '.join(LOADERS)}")
+    suffix = path.suffix or ".msgpack"  # flax writes "checkpoint" and "checkpoint_<step>"
+    if suffix not in LOADERS:
+        raise UnreadableCheckpointError(f"{path}: unknown file type {suffix!r}; expected {', '.join(LOADERS)}")
     try:
-        return LOADERS[path.suffix](path)
+        return LOADERS[suffix](path)
     except pickle.UnpicklingError as error:
         raise UnreadableCheckpointError(
             f"{path}: not read, because it is damaged or holds more than tensors ({str(error).splitlines()[0]})"
         ) from error
     except (RuntimeError, ValueError, EOFError, KeyError, OSError, zipfile.BadZipFile, SafetensorError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UnreadableCheckpointError(f"{path}: cannot be read as {path.suffix} ({reason})") from error
+        raise UnreadableCheckpointError(f"{path}: cannot be read as {suffix} ({reason})") from error
 
 
 def unwrap(content: Mapping[str, Any]) -> tuple[Mapping[str, Any], list[str], str]:
@@ -118,7 +123,7 @@ def unwrap(content: Mapping[str, Any]) -> tuple[Mapping[str, Any], list[str], st
         prefix := next((p for p in KEY_PREFIXES if any(str(key).startswith(p) for key in content)), None)
     ) is not None:
         inside = {key[len(prefix) :]: value for key, value in content.items() if str(key).startswith(prefix)}
-        if len(inside) < len(content) and not prefix.startswith("opt/"):
+        if len(inside) < len(content) and not prefix.startswith(("opt/", "optimizer/")):
             odd = next(key for key in content if not str(key).startswith(prefix))
             raise UnreadableCheckpointError(f"key {odd!r} lacks the prefix {prefix!r} that other keys have", str(odd))
         content, taken = inside, taken + prefix

@@ -66,6 +66,17 @@ def _transformers_timesformer(name: str, config: VitfConfig) -> nn.Module:
     )
 
 
+def _transformers_vivit(name: str, config: VitfConfig) -> nn.Module:
+    from transformers import VivitConfig, VivitForVideoClassification
+
+    if config.attention_type != "joint_space_time":
+        raise UserError(f"transformers' ViViT has joint attention alone, not {config.attention_type}")
+    fields = _native_vit_fields(config)
+    del fields["patch_size"]
+    tubelet_size = [config.tubelet_size, *pair(config.patch_size)]
+    return VivitForVideoClassification(VivitConfig(num_frames=config.num_frames, tubelet_size=tubelet_size, **fields))
+
+
 def _native_vit_fields(config: VitfConfig) -> dict[str, Any]:
     same = "hidden_size num_hidden_layers num_attention_heads hidden_act image_size patch_size num_channels qkv_bias"
     fields = {key: getattr(config, key) for key in (*same.split(), "layer_norm_eps", "num_labels")}
@@ -416,6 +427,7 @@ PEERS: dict[str, dict[str, Callable[[str, VitfConfig], nn.Module]]] = {
         "swin": _transformers_swin,
         "swinv2": _transformers_swinv2,
         "timesformer": _transformers_timesformer,
+        "vivit": _transformers_vivit,
     },
     "vit_pytorch": {
         "vit": _vit_pytorch_vit,

@@ -163,6 +163,12 @@ ARCHITECTURES: dict[str, Architecture] = {
             VIDEO_HEADS,
         ),
         Architecture(
+            "vivit",
+            "ViViT: A Video Vision Transformer (arXiv 2103.15691)",
+            "Video: tubelets as tokens, and four ways to factorise attention over space and time.",
+            VIDEO_HEADS,
+        ),
+        Architecture(
             "levit",
             "LeViT: a Vision Transformer in ConvNet's Clothing for Faster Inference (arXiv 2104.01136)",
             "A convolutional stem, attention that shrinks the map between stages, batch norms that inference folds away.",

@@ -112,31 +112,34 @@ class Resizable(nn.Module):
 # Keyword arguments of torch.nn.functional.interpolate by the name a configuration uses. "bilinear" with aligned corners
 # is scipy.ndimage.zoom(order=1) of google-research/vision_transformer@c6de1e5 vit_jax/checkpoint.py; "bicubic" is
 # facebookresearch/deit@7e160fe main.py; "bilinear_half_pixel" is SHI-Labs/Compact-Transformers@cd11f09 src/utils/helpers.py;
-# "nearest" is facebookresearch/TimeSformer@a5ef29a timesformer/models/vit.py.
+# "nearest" is facebookresearch/TimeSformer@a5ef29a timesformer/models/vit.py. "linear" and "trilinear" are the zoom of
+# google-research/scenic@4a38d47 projects/vivit/model_utils.py for grids of one and of three dimensions.
 INTERPOLATIONS = {
     "bilinear": {"mode": "bilinear", "align_corners": True},
     "bicubic": {"mode": "bicubic", "align_corners": False},
     "bilinear_half_pixel": {"mode": "bilinear", "align_corners": False},
     "nearest": {"mode": "nearest"},
+    "linear": {"mode": "linear", "align_corners": True},
+    "trilinear": {"mode": "trilinear", "align_corners": True},
 }
 
 
 def resize_positions(
-    table: torch.Tensor, old: tuple[int, int], new: tuple[int, int], num_prefix_tokens: int, interpolation: str
+    table: torch.Tensor, old: tuple[int, ...], new: tuple[int, ...], num_prefix_tokens: int, interpolation: str
 ) -> torch.Tensor:
     """
     Resizes a position table to another grid; rows of prefix tokens are kept.
 
     Args:
         table (`torch.Tensor` of shape `(1, num_prefix_tokens + old[0] * old[1], C)`).
-        old, new (`(int, int)`): Rows and columns of the grid before and after.
+        old, new (`(int, int)`): Rows and columns of the grid before and after; in time `(int,)`, in both `(int, int, int)`.
         interpolation (`str`): A key of `INTERPOLATIONS`.
 
     Returns:
         `torch.Tensor` of shape `(1, num_prefix_tokens + new[0] * new[1], C)`.
     """
     prefix, patches = table[:, :num_prefix_tokens], table[:, num_prefix_tokens:]
-    image = patches.unflatten(1, old).permute(0, 3, 1, 2)
+    image = patches.unflatten(1, old).movedim(-1, 1)
     if image.dtype in (torch.float16, torch.bfloat16):
         image = image.float()
     image = nn.functional.interpolate(image, size=new, **INTERPOLATIONS[interpolation])
@@ -144,16 +147,16 @@ def resize_positions(
 
 
 class PositionEmbeddings(Resizable):
-    """A learned position for each token, resized to the grid of the input."""
+    """A learned position for each token, resized to the grid of the input: in space, in time, or in both (`(T, h, w)`)."""
 
-    def __init__(self, hidden_size: int, grid: tuple[int, int], num_prefix_tokens: int, interpolation: str):
+    def __init__(self, hidden_size: int, grid: tuple[int, ...], num_prefix_tokens: int, interpolation: str):
         super().__init__()
         self.grid = grid
         self.num_prefix_tokens = num_prefix_tokens
         self.interpolation = interpolation
-        self.weight = nn.Parameter(torch.zeros(1, num_prefix_tokens + grid[0] * grid[1], hidden_size))
+        self.weight = nn.Parameter(torch.zeros(1, num_prefix_tokens + math.prod(grid), hidden_size))
 
-    def forward(self, grid: tuple[int, int], like: torch.Tensor) -> torch.Tensor:
+    def forward(self, grid: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
         """The table for a grid of `(h, w)` patches: (1, num_prefix_tokens + h * w, C)."""
         if grid == self.grid:
             return self.weight

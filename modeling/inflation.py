@@ -14,11 +14,14 @@ class InflationMixin:
     regular expressions that are searched in the names of the base model's parameters.
 
     `inflation_sources`: what an expression finds in a name is replaced to get the name in the image model. Other parameters
-    start from those of the same name. `inflation_keeps`: parameters that stay as they are initialised.
+    start from those of the same name. `inflation_keeps`: parameters that stay as they are initialised. `inflation_leaves`:
+    searched in the names of the image model's parameters, those that may find no place.
     """
 
     inflation_sources: ClassVar[dict[str, str]] = {}
     inflation_keeps: ClassVar[tuple[str, ...]] = ()
+    # What comes after the encoder belongs to the classes of the image model.
+    inflation_leaves: ClassVar[tuple[str, ...]] = (r"^pre_logits\.",)
 
     def inflation_table(self) -> dict[str, str]:
         """Name of each of the base model's parameters that does not stay as it is, to that in the image model."""
@@ -70,9 +73,8 @@ class InflationMixin:
         for name in sources.values():
             if name not in image_weights:
                 raise ValueError(f"{type(image_model).__name__} has no {name!r}, which {cls.__name__} starts from")
-        # What comes after the encoder belongs to the classes of the image model.
         left = sorted(image_weights.keys() - set(sources.values()))
-        if left := [name for name in left if not name.startswith("pre_logits.")]:
+        if left := [name for name in left if not any(re.search(leave, name) for leave in model.inflation_leaves)]:
             raise ValueError(f"{cls.__name__} has no place for {left[0]!r} of {type(image_model).__name__}")
         state = {}
         for name, source in sources.items():

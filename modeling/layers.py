@@ -103,3 +103,30 @@ def init_trunc_normal(module: nn.Module, std: float) -> None:
         init_batch_norm(module)
     elif isinstance(module, LayerScale):
         init.constant_(module.weight, module.init_value)
+
+
+def init_jax(module: nn.Module) -> None:
+    """
+    The initialisation of google-research/vision_transformer@c6de1e5 vit_jax/models_vit.py: Xavier uniform layers, LeCun normal
+    patches, zero head.
+    """
+    if isinstance(module, nn.Conv2d):
+        init_lecun_normal(module.weight)
+        if module.bias is not None:
+            init.zeros_(module.bias)
+    elif isinstance(module, (nn.LayerNorm, nn.GroupNorm)):
+        init.ones_(module.weight)
+        init.zeros_(module.bias)
+    elif isinstance(module, nn.Linear):
+        init.zeros_(module.weight)  # the classifier; layers inside the encoder follow below, from their parents
+        if module.bias is not None:
+            init.zeros_(module.bias)
+    elif hasattr(module, "qkv"):
+        # Queries, keys and values are three square matrices to the original, one tall matrix here.
+        bound = math.sqrt(6 / (2 * module.qkv.in_features))
+        init.uniform_(module.qkv.weight, -bound, bound)
+        init.xavier_uniform_(module.proj.weight)
+    elif isinstance(module, Mlp):
+        for linear in (module.fc1, module.fc2):
+            init.xavier_uniform_(linear.weight)
+            init.normal_(linear.bias, std=1e-6)

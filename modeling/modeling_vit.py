@@ -6,8 +6,6 @@ a class row from facebookresearch/deit@7e160fe models_v2.py; axial rotary positi
 Shapes: B batch, N tokens (class, registers, then patches row by row), C channels, H x W pixels, h heads.
 """
 
-import math
-
 import torch
 from torch import nn
 from transformers import initialization as init
@@ -20,7 +18,7 @@ from .attention import SelfAttention
 from .configuration_vit import VitfVitConfig
 from .configuration_vitf import pair
 from .embeddings import AxialRotary, PatchEmbeddings, PositionEmbeddings, SincosPositions
-from .layers import DropPath, LayerScale, Mlp, drop_path_rates, init_lecun_normal, init_trunc_normal
+from .layers import DropPath, LayerScale, Mlp, drop_path_rates, init_jax, init_lecun_normal, init_trunc_normal
 from .modeling_vitf import (
     ImageClassificationMixin,
     MaskedImageModelingMixin,
@@ -119,29 +117,10 @@ class VitfVitPreTrainedModel(VitfPreTrainedModel):
             self._init_jax(module)
 
     def _init_jax(self, module: nn.Module) -> None:
-        """Xavier uniform layers, LeCun normal patches, zero class token and head, as in models_vit.py."""
-        if isinstance(module, nn.Conv2d):
-            init_lecun_normal(module.weight)
-            if module.bias is not None:
-                init.zeros_(module.bias)
-        elif isinstance(module, (nn.LayerNorm, nn.GroupNorm)):
-            init.ones_(module.weight)
-            init.zeros_(module.bias)
-        elif isinstance(module, ResnetUnit):
+        """That of models_vit.py, with a zero class token."""
+        init_jax(module)
+        if isinstance(module, ResnetUnit):
             init.zeros_(module.norm3.weight)
-        elif isinstance(module, nn.Linear):
-            init.zeros_(module.weight)  # the classifier; layers inside the encoder follow below, from their parents
-            if module.bias is not None:
-                init.zeros_(module.bias)
-        elif isinstance(module, SelfAttention):
-            # Queries, keys and values are three square matrices to the original, one tall matrix here.
-            bound = math.sqrt(6 / (2 * module.qkv.in_features))
-            init.uniform_(module.qkv.weight, -bound, bound)
-            init.xavier_uniform_(module.proj.weight)
-        elif isinstance(module, Mlp):
-            for linear in (module.fc1, module.fc2):
-                init.xavier_uniform_(linear.weight)
-                init.normal_(linear.bias, std=1e-6)
         elif isinstance(module, VitfVitModel) and module.pre_logits is not None:
             init_lecun_normal(module.pre_logits.weight)
         elif isinstance(module, LayerScale):

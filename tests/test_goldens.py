@@ -22,6 +22,7 @@ ARCHITECTURE = {
     "localvit": "localvit",
     "crossvit": "crossvit",
     "timesformer": "timesformer",
+    "vivit": "vivit",
     "levit": "levit",
     "cvt": "cvt",
     "pvt": "pvt",
@@ -33,6 +34,7 @@ ARCHITECTURE = {
     "regionvit": "regionvit",
 }
 CASES = [(folder, case) for folder in ARCHITECTURE for case in golden.cases(folder)]
+_FLAX_CLIPS = "B,T,H,W,C"
 # Name in a case, or folder and name, to what our classifier returns under it.
 OUTPUTS = {
     "logits": lambda model, outputs, encoded: outputs.logits,
@@ -56,17 +58,22 @@ EXACT_GELU = "logits_gelu_erf"
 
 
 def convert(case: golden.Golden, **overrides):
-    if "image_size" in case.metadata:  # the flax modules learn it from their input
+    # The flax modules learn it from their input.
+    if "image_size" in case.metadata:
         overrides["image_size"] = case.metadata["image_size"]
+    elif case.metadata.get("input_layout") == _FLAX_CLIPS:
+        overrides["image_size"] = tuple(case.inputs["pixel_values"].shape[2:4])
     # Some cases name the class of a model among its arguments.
     kwargs = {name: value for name, value in case.kwargs.items() if name != "__class__"}
     return convert_checkpoint(case.state_dict, ARCHITECTURE[case.architecture], kwargs, **overrides)
 
 
 def pixels(case: golden.Golden) -> torch.Tensor:
-    """The input as our models take it: the originals have the channels of a clip before its frames."""
-    values = case.inputs["pixel_values"]
-    return values.transpose(1, 2) if case.metadata.get("input_layout") == "B,C,T,H,W" else values
+    """The input as our models take it: of a clip the originals have the channels before the frames, or last."""
+    values, layout = case.inputs["pixel_values"], case.metadata.get("input_layout")
+    if layout == _FLAX_CLIPS:
+        return values.movedim(-1, 2)
+    return values.transpose(1, 2) if layout == "B,C,T,H,W" else values
 
 
 def test_generator_follows_its_specification():

@@ -1,14 +1,28 @@
 """What models of clips can do beyond the common tests: start from image models, run in pipelines, be read from other libraries."""
 
+import struct
+
 import av
+import golden
 import numpy as np
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from models import VIDEO_CASES, architecture_of, fresh, random_pixels, tiny_config, tiny_model
-from transformers import AutoVideoProcessor, TimesformerConfig, TimesformerForVideoClassification, pipeline
+from safetensors.torch import load_file
+from transformers import (
+    AutoVideoProcessor,
+    TimesformerConfig,
+    TimesformerForVideoClassification,
+    VivitConfig,
+    VivitForVideoClassification,
+    VivitModel,
+    pipeline,
+)
 
 from hf_vit_family import create_processor
 from hf_vit_family.conversion import convert_checkpoint, export_checkpoint
+from hf_vit_family.errors import ConversionError, UnreadableCheckpointError
 from hf_vit_family.parity import compare_models
 
 PLAIN_VIDEO_CASES = [case for case in VIDEO_CASES if "-" not in case]
@@ -66,6 +80,99 @@ def test_image_models_that_do_not_fit_are_refused(image_case, message):
         architecture_of("timesformer").model_class("Model").from_image_model(tiny_model(image_case))
 
 
+def _vivit_from(image_model, head="Model", **fields):
+    model_class = architecture_of("vivit").model_class(head)
+    return model_class.from_image_model(image_model, num_frames=6, tubelet_size=2, **fields).eval()
+
+
+@pytest.mark.parametrize("image_case", ["vit", "deit-plain"])
+@pytest.mark.parametrize("initialization", ["central_frame", "average_frame"])
+def test_filters_of_patches_become_those_of_tubelets(image_case, initialization):
+    image_model = tiny_model(image_case)
+    model = _vivit_from(image_model, tubelet_initialization=initialization)
+    weights, image_weights = model.state_dict(), image_model.base_model.state_dict()
+    changed = ("embeddings.patch_embeddings.projection.weight", "embeddings.position_embeddings.weight")
+    for name in weights.keys() - set(changed):
+        assert torch.equal(weights[name], image_weights[name]), name
+    first, second = weights[changed[0]].unflatten(1, (2, 3)).unbind(1)
+    filters = image_weights[changed[0]]
+    if initialization == "central_frame":
+        assert first.count_nonzero() == 0
+        assert torch.equal(second, filters)
+    else:
+        assert torch.equal(first, filters / 2)
+        assert torch.equal(second, filters / 2)
+    # Each group of frames has the positions of the image; a clip that stands still has the same tokens in each.
+    table, image_table = weights[changed[1]], image_weights[changed[1]]
+    assert torch.equal(table[:, :1], image_table[:, :1])
+    for places in table[:, 1:].unflatten(1, (3, -1)).unbind(1):
+        assert torch.equal(places, image_table[:, 1:])
+    image = random_pixels(image_model.config)
+    with torch.no_grad():
+        tokens = model.embeddings(image[:, None].expand(-1, 6, -1, -1, -1))
+        expected = image_model.base_model.embeddings(image)
+    torch.testing.assert_close(tokens, torch.cat((expected[:, :1], *[expected[:, 1:]] * 3), dim=1))
+
+
+@pytest.mark.parametrize("image_case", ["vit", "deit-plain"])
+def test_a_clip_that_stands_still_is_seen_as_an_image(image_case):
+    image_model = tiny_model(image_case)
+    image = random_pixels(image_model.config)
+    clip = image[:, None].expand(-1, 6, -1, -1, -1)
+    with torch.no_grad():
+        # Model 2: the layers over space are those of the image model; what follows them starts anew.
+        model = _vivit_from(image_model, attention_type="factorised_encoder")
+        seen = model(clip, output_hidden_states=True).hidden_states
+        expected = image_model.base_model(image, output_hidden_states=True).hidden_states
+        for each, of_image in zip(seen, expected, strict=True):
+            torch.testing.assert_close(each, of_image[:, None].expand_as(each), rtol=1e-4, atol=1e-5)
+        # Model 3, without class token: attention over time does nothing yet.
+        model = _vivit_from(image_model, attention_type="factorised_self_attention", pooling="mean")
+        assert torch.equal(
+            model.layers[0].temporal_attention.qkv.weight, image_model.base_model.layers[0].attention.qkv.weight
+        )
+        space_only = [model.embeddings(clip)[:, 0]]
+        for layer in image_model.base_model.layers:
+            space_only.append(layer(space_only[-1]))
+        seen = model(clip, output_hidden_states=True).hidden_states
+        for each, of_image in zip(seen, space_only, strict=True):
+            torch.testing.assert_close(each, of_image[:, None].expand_as(each), rtol=1e-4, atol=1e-5)
+
+
+def test_vivit_takes_image_models_of_another_size_and_gives_its_head_the_labels():
+    image_model = tiny_model("vit")
+    model = _vivit_from(image_model, "ForVideoClassification", image_size=(48, 64), num_labels=7)
+    table = model.vivit.embeddings.position_embeddings.weight
+    expected = image_model.vit.embeddings.position_embeddings((6, 8), like=table)
+    assert torch.equal(table, torch.cat((expected[:, :1], *[expected[:, 1:]] * 3), dim=1))
+    assert model.classifier.weight.shape[0] == 7
+    with pytest.raises(ValueError, match=r"embeddings\.distillation_token"):
+        _vivit_from(tiny_model("deit"))
+    with pytest.raises(ValueError, match=r"patch_embeddings\.projection\.weight"):
+        _vivit_from(image_model, patch_size=16)
+
+
+def test_a_clip_that_does_not_divide_into_tubelets_is_refused():
+    model = tiny_model("vivit")
+    with pytest.raises(ValueError, match="3 frames does not fit: their number must be a multiple of tubelet_size=2"):
+        model(random_pixels(model.config, num_frames=3))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"attention_type": "factorised_self_attention"}, "needs pooling='mean'"),
+        ({"attention_type": "factorised_dot_product", "pooling": "mean", "num_attention_heads": 1}, "even number"),
+        ({"num_frames": 5}, "num_frames=5 is not a multiple of tubelet_size=2"),
+        ({"num_temporal_heads": 3}, "num_temporal_heads=3"),
+    ],
+)
+def test_vivit_names_fields_that_do_not_fit(fields, message):
+    with pytest.raises((ValueError, StrictDataclassError)) as caught:
+        tiny_config("vivit", **fields)
+    assert message in f"{caught.value} {caught.value.__cause__}"
+
+
 # Pipelines
 
 
@@ -117,3 +224,114 @@ def test_timesformer_equals_transformers_own(case):
     again, report = convert_checkpoint(native.state_dict(), original_kwargs=native.config.to_dict())
     assert (report.architecture, report.layout) == ("timesformer", "transformers")
     assert compare_models(again.double(), fresh(model), tolerance=0).passed
+
+
+@pytest.mark.parametrize("original_names", [True, False])
+@pytest.mark.parametrize("head", ["ForVideoClassification", "Model"])
+def test_vivit_equals_transformers_own(tmp_path, head, original_names):
+    torch.manual_seed(0)
+    native_class = {"ForVideoClassification": VivitForVideoClassification, "Model": VivitModel}[head]
+    native = native_class(
+        VivitConfig(
+            image_size=(16, 24),
+            num_frames=6,
+            tubelet_size=[2, 8, 8],
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            intermediate_size=48,
+            num_labels=3,
+        )
+    )
+    for parameter in native.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    native = native.double().eval()
+    native.save_pretrained(tmp_path, save_original_format=original_names)
+    model, report = convert_checkpoint(tmp_path)
+    assert (report.architecture, report.head) == ("vivit", head)
+    assert report.layout == ("transformers" if original_names else "transformers_5")
+    assert model.config.hidden_act == "gelu_pytorch_tanh"
+    # Its "gelu_fast" has constants of fewer digits.
+    parity = compare_models(model, native, tolerance=1e-10)
+    assert parity.passed, parity
+    assert parity.differences.keys() & {"logits", "pooler_output"}
+    stored, exported = load_file(tmp_path / "model.safetensors"), export_checkpoint(model, report.layout)
+    assert exported.keys() == stored.keys()
+    assert all(torch.equal(exported[key], tensor) for key, tensor in stored.items())
+
+
+def _msgpack(value) -> bytes:
+    """What flax writes of nested dictionaries of arrays, numbers and texts."""
+    if isinstance(value, dict):
+        items = [_msgpack(part) for item in value.items() for part in item]
+        return struct.pack(">BH", 0xDE, len(value)) + b"".join(items)
+    if isinstance(value, (list, tuple)):
+        return bytes([0x90 + len(value)]) + b"".join(map(_msgpack, value))
+    if isinstance(value, str):
+        return struct.pack(">BB", 0xD9, len(value.encode())) + value.encode()
+    if isinstance(value, bytes):
+        return struct.pack(">BI", 0xC6, len(value)) + value
+    if isinstance(value, int):
+        return struct.pack(">Bq", 0xD3, value)
+    assert isinstance(value, np.ndarray)
+    content = _msgpack((list(value.shape), value.dtype.name, value.tobytes()))
+    return struct.pack(">BIb", 0xC9, len(content), 1) + content
+
+
+@pytest.fixture
+def flax_checkpoint(tmp_path):
+    """A golden case of ViViT as scenic stores it, among the state of training."""
+    case = golden.load("vivit", "model2_factorised_encoder")
+    target: dict = {}
+    for key, tensor in case.state_dict.items():
+        *path, name = key.split("/")
+        inside = target
+        for part in path:
+            inside = inside.setdefault(part, {})
+        inside[name] = tensor.numpy()
+    momentum = {"param_states": {"cls": np.zeros(2, np.float32)}, "step": np.asarray(7)}
+    content = {"optimizer": {"target": target, "state": momentum}, "global_step": 7, "model_state": {}, "rng": "x"}
+    path = tmp_path / "checkpoint"
+    path.write_bytes(_msgpack(content))
+    return case, path
+
+
+def test_flax_checkpoints_of_scenic_are_read(flax_checkpoint):
+    case, path = flax_checkpoint
+    model, report = convert_checkpoint(path, image_size=(16, 24))
+    assert (report.architecture, report.layout) == ("vivit", "original_factorised_encoder")
+    assert report.key_prefix == "optimizer/target/"
+    back = export_checkpoint(model, report.layout)
+    assert back.keys() == case.state_dict.keys()
+    assert all(torch.equal(back[key], tensor) for key, tensor in case.state_dict.items())
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: content[: len(content) // 2],
+        lambda content: content + b"\x01",
+        lambda content: b"PK\x03\x04" + content,
+        lambda content: b"",
+        lambda content: content.replace(b"float32", b"object_"),
+        lambda content: b"\x91" * 100_000,
+        lambda content: content.replace(struct.pack(">BI", 0xC6, 32 * 4), struct.pack(">BI", 0xC6, 32 * 4 - 3), 1),
+    ],
+    ids=["cut", "longer", "zip", "empty", "objects", "nested", "array"],
+)
+def test_damaged_flax_files_give_one_line(flax_checkpoint, damage):
+    _, path = flax_checkpoint
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(UnreadableCheckpointError, match=r"checkpoint: cannot be read as \.msgpack"):
+        convert_checkpoint(path)
+
+
+def test_vivit_asks_for_what_a_flax_file_leaves_open():
+    state_dict = golden.load("vivit", "model1_spacetime_nonsquare").state_dict
+    with pytest.raises(ConversionError, match="image_size is not told by the checkpoint"):
+        convert_checkpoint(state_dict)
+    model, _ = convert_checkpoint(state_dict, image_size=(16, 24))
+    assert (model.config.num_frames, model.config.attention_type) == (6, "joint_space_time")
+    state_dict = golden.load("vivit", "model4_factorised_dot_product").state_dict
+    with pytest.raises(ConversionError, match="attention_type"):
+        convert_checkpoint(state_dict, image_size=(16, 24))
