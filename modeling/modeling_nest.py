@@ -30,7 +30,7 @@ from .modeling_vitf import (
     VitfPreTrainedModel,
     masked_embeddings,
 )
-from .windows import from_windows, padded_size, to_windows
+from .windows import from_windows, padded_size, static_size, to_windows
 
 
 class NestEmbeddings(nn.Module):
@@ -217,8 +217,8 @@ class VitfNestModel(VitfNestPreTrainedModel):
             `hidden_states`: the input of the first stage and the output of each, (B, N, C) with N and C of the stage;
             `attentions`: (B * W, heads, n, n) a layer.
         """
+        grids = self.config.feature_map_sizes(*static_size(pixel_values.shape[-2:]))
         hidden_states = self.embeddings(pixel_values, bool_masked_pos, mask_token)
-        grids = self.config.feature_map_sizes(*pixel_values.shape[-2:])
         for stage, old_grid, grid in zip(self.stages, grids[:-1], grids[1:], strict=True):
             hidden_states = stage(hidden_states, old_grid, grid, **kwargs)
         hidden_states = self.layernorm(hidden_states)

@@ -29,7 +29,7 @@ from .modeling_vitf import (
     VitfPreTrainedModel,
     masked_embeddings,
 )
-from .windows import from_windows, to_windows
+from .windows import from_windows, static_size, to_windows
 
 # The original holds 1e-5 as a float32 number.
 MAP_NORM_EPS = 9.999999747378752e-06
@@ -88,7 +88,7 @@ class RegionvitEmbeddings(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, pixel_values, bool_masked_pos=None, mask_token=None) -> tuple[torch.Tensor, torch.Tensor]:
-        sides = zip(pixel_values.shape[-2:], self.patch_size, strict=True)
+        sides = zip(static_size(pixel_values.shape[-2:]), self.patch_size, strict=True)
         check_input(pixel_values, self.num_channels, tuple(p if side < self.min_side else 1 for side, p in sides))
         local = self.patch_embeddings(pixel_values)
         if bool_masked_pos is not None:
@@ -104,7 +104,7 @@ class RegionvitEmbeddings(nn.Module):
     def pad_to_regions(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Zeros around an image that does not divide into regions; a side that does then gets one region more."""
         rows, columns = self.region_embeddings.stride
-        height, width = pixel_values.shape[-2:]
+        height, width = static_size(pixel_values.shape[-2:])
         if height % rows == 0 and width % columns == 0:
             return pixel_values
         below, right = rows - height % rows, columns - width % columns

@@ -10,6 +10,14 @@ from torch import nn
 from .embeddings import Resizable, SizeCache
 
 
+def static_size(size: tuple[int, int]) -> tuple[int, int]:
+    """
+    Height and width as plain numbers. `torch.compile` then makes a graph for each size: it takes many minutes over the
+    divisions and remainders of a nested model's windows when it keeps sizes open.
+    """
+    return tuple(len(range(side)) for side in size)
+
+
 def padded_size(grid: tuple[int, int], window: int) -> tuple[int, int]:
     """Rows and columns of the smallest map of whole windows that holds a map of `grid`."""
     rows, columns = grid
