@@ -6,7 +6,7 @@ A conversion script (`conversion_scripts/convert_<architecture>.py`) declares it
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from dataclasses import fields as dataclass_fields
 from pathlib import Path
@@ -74,6 +74,7 @@ class Layout:
         config: `config(kwargs, state_dict, **overrides)` to the configuration; see [`make_config`].
         requires: Key patterns of which each must be found in a file for it to be recognised.
         forbids: Key patterns that tell that a file is of another architecture or layout.
+        ndims: Key pattern to the number of dimensions of its tensors, where names alone do not tell layouts apart.
         suffix: File type that it is published in: `".npz"`, `".pth"` or `".safetensors"`.
         wrapper: Key under which a written `.pth` keeps the state dict, `""` for none.
         prefix: Prefix of the encoder's keys in a model with a head, as `"vit."`.
@@ -86,6 +87,7 @@ class Layout:
     config: Callable[..., VitfConfig]
     requires: tuple[str, ...]
     forbids: tuple[str, ...] = ()
+    ndims: Mapping[str, int] = field(default_factory=dict)
     suffix: str = ".safetensors"
     wrapper: str = ""
     prefix: str = ""
@@ -256,8 +258,9 @@ class _Candidate:
     def __str__(self) -> str:
         return f"{self.architecture.name} in the layout {self.name!r}"
 
-    def faults(self, keys: Sequence[str]) -> list[str]:
-        """Why these keys are not of this layout, one sentence a pattern."""
+    def faults(self, state_dict: Mapping[str, Tensor]) -> list[str]:
+        """Why this checkpoint is not of this layout, one sentence a pattern."""
+        keys = list(_strip(state_dict, self.layout.prefix))
         missing = [f"no key like {p!r}" for p in self.layout.requires if not find_indices(p, keys)]
         present = [
             f"key {key!r} does not belong there"
@@ -265,7 +268,13 @@ class _Candidate:
             for key in keys
             if pattern(p).match(key) is not None
         ]
-        return missing + present
+        shapes = [
+            f"key {key!r} does not have {ndim} dimensions"
+            for p, ndim in self.layout.ndims.items()
+            for key, original in _strip(state_dict, self.layout.prefix).items()
+            if pattern(p).match(key) is not None and state_dict[original].ndim != ndim
+        ]
+        return missing + present + shapes
 
 
 def _strip(keys: Iterable[str], prefix: str) -> dict[str, str]:
@@ -278,7 +287,9 @@ def _candidates(architecture: Architecture | None) -> list[_Candidate]:
     return [_Candidate(a, name, layout) for a in architectures for name, layout in a.conversion.LAYOUTS.items()]
 
 
-def recognize(keys: Iterable[str], architecture: Architecture | None, layout: str | None) -> list[_Candidate]:
+def recognize(
+    state_dict: Mapping[str, Tensor], architecture: Architecture | None, layout: str | None
+) -> list[_Candidate]:
     """
     The architectures and layouts that fit the keys of a checkpoint, the best first: more required patterns before fewer,
     the authors' own layout before that of another library, then the order of the registry.
@@ -286,12 +297,11 @@ def recognize(keys: Iterable[str], architecture: Architecture | None, layout: st
     Raises:
         ConversionError: if none fits; the nearest is named, with what speaks against it.
     """
-    keys = list(keys)
     candidates = [c for c in _candidates(architecture) if layout is None or c.name == layout]
     if not candidates:
         known = sorted({c.name for c in _candidates(architecture)})
         raise ConversionError(unknown_name_message("layout", str(layout), known))
-    faults = {c: c.faults(list(_strip(keys, c.layout.prefix))) for c in candidates}
+    faults = {c: c.faults(state_dict) for c in candidates}
     fitting = [c for c in candidates if not faults[c]]
     if not fitting:
         nearest = min(candidates, key=lambda c: len(faults[c]) / len(c.layout.requires))

@@ -214,6 +214,17 @@ ARCHITECTURES: dict[str, Architecture] = {
             "RegionViT: Regional-to-Local Attention for Vision Transformers (arXiv 2106.02689)",
             "Windows of local tokens, each with a regional token; the regional ones attend to each other in every layer.",
         ),
+        Architecture(
+            "mvit",
+            "MViTv2: Improved Multiscale Vision Transformers for Classification and Detection (arXiv 2112.01526)",
+            "Queries, keys and values are pooled over the map, which gets smaller and wider from stage to stage.",
+        ),
+        Architecture(
+            "mvit_video",
+            "Multiscale Vision Transformers (arXiv 2104.11227), and MViTv2 (arXiv 2112.01526)",
+            "Video: MViT on maps with a time axis.",
+            VIDEO_HEADS,
+        ),
     )
 }
 

@@ -113,7 +113,8 @@ class Resizable(nn.Module):
 # is scipy.ndimage.zoom(order=1) of google-research/vision_transformer@c6de1e5 vit_jax/checkpoint.py; "bicubic" is
 # facebookresearch/deit@7e160fe main.py; "bilinear_half_pixel" is SHI-Labs/Compact-Transformers@cd11f09 src/utils/helpers.py;
 # "nearest" is facebookresearch/TimeSformer@a5ef29a timesformer/models/vit.py. "linear" and "trilinear" are the zoom of
-# google-research/scenic@4a38d47 projects/vivit/model_utils.py for grids of one and of three dimensions.
+# google-research/scenic@4a38d47 projects/vivit/model_utils.py for grids of one and of three dimensions. "linear_half_pixel", with "bilinear_half_pixel", is
+# facebookresearch/SlowFast@287ec00 slowfast/models/video_model_builder.py.
 INTERPOLATIONS = {
     "bilinear": {"mode": "bilinear", "align_corners": True},
     "bicubic": {"mode": "bicubic", "align_corners": False},
@@ -121,6 +122,7 @@ INTERPOLATIONS = {
     "nearest": {"mode": "nearest"},
     "linear": {"mode": "linear", "align_corners": True},
     "trilinear": {"mode": "trilinear", "align_corners": True},
+    "linear_half_pixel": {"mode": "linear", "align_corners": False},
 }
 
 

@@ -75,7 +75,7 @@ def load(architecture: str, case: str) -> Golden:
         stored[key] = stored[key].to(getattr(torch, dtype))
 
     def made(entries):
-        prefix = f"{architecture}/{case}/"
+        prefix = f"{metadata['arch']}/{case}/"
         return {key: generate(prefix + key, shape, mean, std) for key, shape, _, mean, std in entries}
 
     state_dict = made(metadata["weights"]) | {key: stored[f"weights/{key}"] for key in metadata["literal"]}

@@ -106,6 +106,26 @@ _REGIONVIT = {
     "mlp_ratio": 2,
     "num_labels": 5,
 }
+_MVIT = {
+    "image_size": 32,
+    "hidden_sizes": [16, 32],
+    "depths": [1, 2],
+    "num_heads": [1, 2],
+    "kv_strides": [2, 1],
+    "kv_kernel_sizes": [3, 3],
+    "mlp_ratio": 2,
+    "drop_path_rate": 0.0,
+    "num_labels": 5,
+}
+_MVIT_V1 = {
+    "use_cls_token": True,
+    "position_embedding_type": "absolute",
+    "query_pooling": "stage_start",
+    "residual_pooling": False,
+    "dim_mul_in_att": False,
+    "kv_kernel_sizes": [3, 1],
+}
+_MVIT_CLIP = {"num_frames": 4, "classifier_dropout_prob": 0.0}
 
 # Case to the fields of a tiny configuration. A case is the name of an architecture, or that name, "-" and an option.
 TINY: dict[str, dict[str, Any]] = {
@@ -197,6 +217,10 @@ TINY: dict[str, dict[str, Any]] = {
     "twins-pcpvt": {**_PVT, "window_sizes": [3, 3], "attention_pattern": ["global"]},
     "regionvit": {**_REGIONVIT},
     "regionvit-peg": {**_REGIONVIT, "patch_conv_type": "1conv", "peg": True},
+    "mvit": {**_MVIT},
+    "mvit-v1": {**_MVIT, **_MVIT_V1},
+    "mvit_video": {**_MVIT, **_MVIT_CLIP},
+    "mvit_video-v1": {**_MVIT, **_MVIT_CLIP, **_MVIT_V1, "pool_kernel_frames": 1},
 }
 
 # One case an architecture, for checks that cost seconds.

@@ -49,6 +49,7 @@ from hf_vit_family.modeling.attention import eager_attention_forward
 from hf_vit_family.modeling.configuration_vitf import pair
 from hf_vit_family.modeling.embeddings import PositionEmbeddings, TimeEmbeddings
 from hf_vit_family.modeling.modeling_levit import LevitPositionBias
+from hf_vit_family.modeling.modeling_mvit import MvitAxisPositions
 from hf_vit_family.modeling.modeling_t2t_vit import sinusoid_table
 from hf_vit_family.registry import AUTO_CLASSES
 
@@ -78,6 +79,9 @@ UNTRAINED = {
     "VitfDeepvit": r"mixing\.bias$",  # one number for all entries of a map, which batch norm takes out
     # It changes the patches, of which the class token sees nothing more.
     "VitfLocalvitForImageClassification": r"layers\.1\.feed_forward\.",
+    # One number for all keys; and in the last layer the class token, which alone is read, has no distances and is not pooled.
+    "VitfMvit": r"key_pool\.layernorm\.bias$",
+    "VitfMvitVideoFor": r"key_pool\.layernorm\.bias$|stages\.1\.layers\.1\.attention\.(relative|query_pool\.weight)",
     # In the last layer the classifier reads what the class token asks for, and the decoder what the patches do.
     "VitfRvtForImageClassification": r"layers\.1\.attention\.query\.(depthwise|pointwise)\.",
     "VitfRvtForMaskedImageModeling": r"layers\.1\.attention\.query\.cls_projection\.",
@@ -238,6 +242,8 @@ def test_configured_size_needs_no_resizing(case):
     for name, module in rebuilt.named_modules():
         if isinstance(module, LevitPositionBias):  # tables of offsets on a map, which each stage has of its own
             state[f"{name}.weight"] = model.get_submodule(name).resized(module.grid)
+        elif isinstance(module, MvitAxisPositions):  # tables of distances along an axis
+            state[f"{name}.weight"] = model.get_submodule(name).resized(module.size)
     rebuilt.load_state_dict(state)
     torch.testing.assert_close(first_output(rebuilt, pixel_values), expected, **CLOSE)
 
@@ -342,6 +348,8 @@ def test_configured_number_of_frames_needs_no_resizing(case):
                 state[f"{name}.weight"] = module(number // stride)
             elif isinstance(module, PositionEmbeddings) and len(module.grid) != 2:  # of time, or of time and space
                 state[f"{name}.weight"] = module((number // stride, *module.grid[1:]), like=pixel_values)
+            elif isinstance(module, MvitAxisPositions):  # along time, or as they are
+                state[f"{name}.weight"] = module.resized(rebuilt.get_submodule(name).size)
         rebuilt.load_state_dict(state)
         torch.testing.assert_close(first_output(rebuilt, pixel_values), first_output(model, pixel_values), **CLOSE)
 
@@ -1021,6 +1029,23 @@ INITIALISATION = {
             r"reduction\.conv\.": ("normal", (2 / (2 * 2 * 16)) ** 0.5),
             r"position_generator\.": ("normal", (2 / (3 * 3)) ** 0.5),
             r"weight$": ("normal", 0.02),
+        },
+        {},
+    ),
+    "mvit": (
+        {
+            r"patch_embeddings\.projection": ("uniform", (7 * 7 * 3) ** -0.5),
+            r"pool\.weight": ("uniform", 1 / 3),
+            **_TRUNC_NORMAL,
+        },
+        {},
+    ),
+    "mvit_video": (
+        {
+            r"patch_embeddings.*bias": ("uniform", (3 * 7 * 7 * 3) ** -0.5),
+            r"norm.*\.weight$": ("constant", 1.0),
+            r"bias$": ("constant", 0.02),
+            r"(weight|token)$": ("normal", 0.02),
         },
         {},
     ),

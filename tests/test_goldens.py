@@ -32,6 +32,8 @@ ARCHITECTURE = {
     "pvt_v2": "pvt_v2",
     "twins": "twins",
     "regionvit": "regionvit",
+    "mvit": "mvit",
+    "mvit_video": "mvit_video",
 }
 CASES = [(folder, case) for folder in ARCHITECTURE for case in golden.cases(folder)]
 _FLAX_CLIPS = "B,T,H,W,C"
@@ -49,6 +51,7 @@ OUTPUTS = {
     "features_1": lambda model, outputs, encoded: encoded.pooler_output[:, model.config.hidden_sizes[0] :],
     "logits_branch0": lambda model, outputs, encoded: model.classifier.branch_logits(encoded.pooler_output)[0],
     "logits_branch1": lambda model, outputs, encoded: model.classifier.branch_logits(encoded.pooler_output)[1],
+    "probs": lambda model, outputs, encoded: outputs.logits.softmax(-1),
     "pit/features": lambda model, outputs, encoded: encoded.last_hidden_state[:, : model.pit.num_prefix_tokens],
 }
 # Outputs whose float32 strays further, by this factor: timm's float32 run of the same weights is off by 1.08e-5 as well.
