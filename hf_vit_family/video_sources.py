@@ -19,19 +19,21 @@ TABLES = ("csv", "parquet")
 
 class MovingDigitsSource:
     """
-    Videos of 8 frames of 32 x 32 pixels: one of the digits that scikit-learn ships moves to the left or the right for four
-    frames; then it moves, from another place, upwards or downwards. The four classes are the directions of the two motions.
+    Videos of 8 frames of 32 x 32 pixels: one of the digits that scikit-learn ships, light on grey, moves to the left or the
+    right for four frames; then it moves, from another place, upwards or downwards. The four classes are the directions of the
+    two motions.
 
-    What leaves the frame comes in again on the other side, and each motion starts anywhere. A motion and the same motion
-    backwards therefore show the same frames equally often: neither a single frame nor any number of frames whose order is
-    unknown tells more about the class than chance, 25%.
+    A motion shows the frames of the opposite one backwards, and where it takes place does not depend on its direction: neither
+    a single frame nor any number of frames whose order is unknown tells more about the class than chance, 25%.
 
     Each digit of the split moves in all four ways. The digits of the split "test" are a fixed fifth that "train" lacks.
     """
 
     split_names = ("train", "test")
     classes = ("left-up", "left-down", "right-up", "right-down")
-    size, step, frames_of_motion = 32, 4, 4
+    size, digit_size, step, frames_of_motion = 32, 16, 4, 4
+    # The mean that TimeSformer's processor subtracts: what is left for the model to see is the digit.
+    background = 115
 
     def open(self, split: str) -> Split:
         from sklearn.datasets import load_digits  # seconds to import
@@ -45,32 +47,39 @@ class MovingDigitsSource:
             labels=np.tile(np.arange(count), len(rows)),
             classes=list(self.classes),
             read=lambda i: self.draw(
-                digits.images[rows[i // count]], i % count, self.starts(rows[i // count], i % count)
+                digits.images[rows[i // count]], i % count, self.places(rows[i // count], i % count)
             ),
             image_name=lambda i: f"digit {rows[i // count]} going {self.classes[i % count]}",
         )
 
-    def starts(self, row: int, label: int) -> np.ndarray:
-        """Where a digit's two motions start, always the same: (2, 2), each (vertical, horizontal) in pixels."""
-        return np.random.default_rng([row, label]).integers(0, self.size, (2, 2))
+    def places(self, row: int, label: int) -> np.ndarray:
+        """
+        The upper left corner of the digit where it is furthest left in its first motion, and furthest up in its second:
+        (2, 2), each (vertical, horizontal) in pixels. Always the same for a digit and a class, and within the frame.
+        """
+        room = self.size - self.digit_size
+        way = (self.frames_of_motion - 1) * self.step
+        return np.random.default_rng([row, label]).integers(0, [[room + 1, room - way + 1], [room - way + 1, room + 1]])
 
-    def draw(self, digit: np.ndarray, label: int, starts: np.ndarray) -> np.ndarray:
+    def draw(self, digit: np.ndarray, label: int, places: np.ndarray) -> np.ndarray:
         """
         Args:
-            digit: (8, 8), 0 to 16. label: Index of the class. starts: Of the two motions, see `starts`.
+            digit: (8, 8), 0 to 16. label: Index of the class. places: Of the two motions, see `places`.
 
         Returns:
             uint8 (8, 32, 32, 3).
         """
-        frame = np.zeros((self.size, self.size), np.uint8)
-        frame[:16, :16] = np.rint(digit * (255 / 16)).astype(np.uint8).repeat(2, 0).repeat(2, 1)
-        across = self.step if self.classes[label].startswith("right") else -self.step
-        down = self.step if self.classes[label].endswith("down") else -self.step
-        frames = [
-            np.roll(frame, start + np.array(motion) * number, axis=(0, 1))
-            for start, motion in zip(starts, ((0, across), (down, 0)), strict=True)
-            for number in range(self.frames_of_motion)
-        ]
+        brightness = self.background + digit * ((255 - self.background) / 16)
+        enlarged = np.rint(brightness).astype(np.uint8).repeat(2, 0).repeat(2, 1)
+        frames = []
+        for place, direction, towards in zip(
+            places, self.classes[label].split("-"), ((0, self.step), (self.step, 0)), strict=True
+        ):
+            corners = [place + number * np.array(towards) for number in range(self.frames_of_motion)]
+            for top, left in corners if direction in ("right", "down") else reversed(corners):
+                frame = np.full((self.size, self.size), self.background, np.uint8)
+                frame[top : top + self.digit_size, left : left + self.digit_size] = enlarged
+                frames.append(frame)
         return np.stack(frames)[..., None].repeat(3, -1)
 
 
