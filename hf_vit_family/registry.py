@@ -169,6 +169,12 @@ ARCHITECTURES: dict[str, Architecture] = {
             VIDEO_HEADS,
         ),
         Architecture(
+            "xvit",
+            "Space-time Mixing Attention for Video Transformer (arXiv 2106.05968)",
+            "Video: ViT on each frame, with keys and values of which some channels are those of the frames beside it.",
+            VIDEO_HEADS,
+        ),
+        Architecture(
             "levit",
             "LeViT: a Vision Transformer in ConvNet's Clothing for Faster Inference (arXiv 2104.01136)",
             "A convolutional stem, attention that shrinks the map between stages, batch norms that inference folds away.",

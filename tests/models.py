@@ -21,6 +21,7 @@ _PLAIN = {
 }
 _CLIP = {**_PLAIN, "num_frames": 4, "drop_path_rate": 0.0}
 _VIVIT = {**_CLIP, "tubelet_size": 2}
+_XVIT = {**_CLIP, "classifier_dropout_prob": 0.0, "classifier_hidden_size": 24}
 _CCT = {
     "image_size": 16,
     "hidden_size": 32,
@@ -187,6 +188,9 @@ TINY: dict[str, dict[str, Any]] = {
     },
     "vivit-self": {**_VIVIT, "attention_type": "factorised_self_attention", "pooling": "mean"},
     "vivit-dot": {**_VIVIT, "attention_type": "factorised_dot_product", "pooling": "mean"},
+    "xvit": {**_XVIT},
+    "xvit-segments": {**_XVIT, "segment_size": 3, "time_embedding_period": 3, "mixing_layers": [1], "shift_div": 4},
+    "xvit-mean": {**_XVIT, "temporal_pooling": "mean"},
     "levit": {**_LEVIT},
     "levit-plain": {**_LEVIT, "distilled": False},
     "cvt": {

@@ -975,6 +975,17 @@ INITIALISATION = {
     ),
     "vivit": (_VIVIT, {}),
     "vivit-encoder": (_VIVIT, {}),
+    "xvit": (
+        {
+            r"time_embeddings|temporal_encoder\.cls_token|frame_classifier_bias": ("constant", 0.0),
+            **_NORMS,
+            r"frame_classifier": ("normal", 0.001),
+            r"temporal_encoder.*fc2\.": ("uniform", (4 * _WIDTH) ** -0.5),
+            r"temporal_encoder|classifier\.": ("uniform", _WIDTH**-0.5),
+            **_TRUNC_NORMAL,
+        },
+        {"classifier_hidden_size": _WIDTH},
+    ),
     "rvt": (
         {
             **_NORMS,

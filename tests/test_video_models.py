@@ -173,6 +173,85 @@ def test_vivit_names_fields_that_do_not_fit(fields, message):
     assert message in f"{caught.value} {caught.value.__cause__}"
 
 
+# X-ViT's mixing
+
+
+@pytest.mark.parametrize("num_frames", [1, 2, 3, 7, 8])
+def test_keys_and_values_come_from_the_frames_beside(num_frames):
+    """Against a loop over frames; segments of three, the last of which may be shorter."""
+    attention = tiny_model("xvit-segments").xvit.layers[1].attention
+    states = torch.randn(2, num_frames, 5, 2, 32, generator=torch.Generator().manual_seed(0))
+    expected = states.clone()
+    for frame in range(num_frames):
+        last = frame % 3 == 2 or frame == num_frames - 1
+        expected[:, frame, ..., :8] = 0 if last else states[:, frame + 1, ..., :8]
+        expected[:, frame, ..., 8:16] = 0 if frame % 3 == 0 else states[:, frame - 1, ..., 8:16]
+    assert torch.equal(attention.mix(states), expected)
+
+
+def test_only_mixing_layers_mix():
+    model = tiny_model("xvit-segments")
+    pixel_values = random_pixels(model.config)
+    changed = pixel_values.clone()
+    changed[:, 0] += 1
+    with torch.no_grad():
+        before, after = (model(p, output_hidden_states=True).hidden_states for p in (pixel_values, changed))
+    # The first layer does not mix; the second sees one frame away; the fourth frame begins another segment.
+    differs = [
+        [not torch.equal(a[:, frame], b[:, frame]) for frame in range(4)] for a, b in zip(before, after, strict=True)
+    ]
+    assert differs == [[True, False, False, False], [True, False, False, False], [True, True, False, False]]
+
+
+def test_embeddings_in_time_begin_again_after_their_period():
+    model = tiny_model("xvit-segments")
+    table = model.xvit.embeddings.time_embeddings
+    assert torch.equal(table(7), torch.cat((table.weight, table.weight, table.weight[:, :1]), dim=1))
+    # Two segments alike are seen alike, each for itself.
+    clip = random_pixels(model.config, num_frames=3)
+    with torch.no_grad():
+        alone = model.xvit(clip).last_hidden_state
+        twice = model.xvit(clip.repeat(1, 2, 1, 1, 1)).last_hidden_state
+    torch.testing.assert_close(twice, alone.repeat(1, 2, 1, 1), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("image_case", ["vit", "deit-plain"])
+def test_xvit_starts_from_an_image_model(image_case):
+    image_model = tiny_model(image_case)
+    model_class = architecture_of("xvit").model_class("ForVideoClassification")
+    model = model_class.from_image_model(image_model, num_frames=3, mixing_layers=[], num_labels=7).eval()
+    image = random_pixels(image_model.config)
+    clip = image[:, None].expand(-1, 3, -1, -1, -1)
+    with torch.no_grad():
+        seen, expected = model.xvit(clip).last_hidden_state, image_model.base_model(image).last_hidden_state
+    torch.testing.assert_close(seen, expected[:, None].expand_as(seen), rtol=1e-4, atol=1e-5)
+    assert model(clip).logits.shape == (2, 7)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"mixing_layers": [0, 2]}, "names layer 2"),
+        ({"shift_div": 1}, "shift_div=1 is less than 2"),
+        ({"segment_size": 0}, "segment_size=0 is less than 1"),
+        ({"num_temporal_heads": 5}, "num_temporal_heads=5"),
+    ],
+)
+def test_xvit_names_fields_that_do_not_fit(fields, message):
+    with pytest.raises((ValueError, StrictDataclassError)) as caught:
+        tiny_config("xvit", **fields)
+    assert message in f"{caught.value} {caught.value.__cause__}"
+
+
+def test_xvit_asks_for_what_a_file_leaves_open():
+    state_dict = golden.load("xvit", "k600_16frames_seg8").state_dict
+    with pytest.raises(ConversionError, match="num_attention_heads is not told by the checkpoint"):
+        convert_checkpoint(state_dict)
+    fields = {"num_attention_heads": 6, "num_temporal_heads": 3, "segment_size": 8, "shift_div": 8}
+    model, report = convert_checkpoint(state_dict, **fields)
+    assert (report.architecture, model.config.num_frames, model.config.time_embedding_period) == ("xvit", 16, 8)
+
+
 # Pipelines
 
 
