@@ -8,6 +8,7 @@ Shapes: B batch, T frames, N patches of a frame, P tokens before the patches, h 
 pixels. Tokens of a clip are P, then frame by frame T * N.
 """
 
+import itertools
 import math
 import os
 import tempfile
@@ -84,15 +85,23 @@ def _heat(model: PreTrainedModel, pixel_values: torch.Tensor, maps: list[torch.T
         (B, T, rows, columns).
     """
     batch, num_frames, _, height, width = pixel_values.shape
-    strides = pair(model.config.stage_strides[-1])
+    strides, frame_stride = pair(model.config.stage_strides[-1]), model.config.frame_stride
     rows, columns = math.ceil(height / strides[0]), math.ceil(width / strides[1])
+    num_groups = num_frames // frame_stride  # where a patch reaches over several frames, these are as one
     num_patches, num_prefix = rows * columns, model.base_model.num_prefix_tokens
-    alone = (batch * num_frames, num_prefix + num_patches, num_prefix + num_patches)
-    if all(weights.shape == alone for weights in maps):  # frames do not meet before the end, where all count alike
-        heat = _read_out(model, follow(maps)) / num_frames
+    alone = (batch * num_groups, num_prefix + num_patches, num_prefix + num_patches)
+    over_groups = (batch, num_prefix + num_groups, num_prefix + num_groups)
+    within = list(itertools.takewhile(lambda weights: weights.shape == alone, maps))
+    after = maps[len(within) :]
+    if within and all(weights.shape == over_groups for weights in after):
+        # Frames do not meet before the end, where all count alike, or layers attend to what was read out of each.
+        heat = _read_out(model, follow(within))[..., num_prefix:].unflatten(0, (batch, num_groups))
+        shares = _read_out(model, follow(after))[..., num_prefix:, None] if after else 1 / num_groups
+        heat = heat * shares
     else:
-        heat = _read_out(model, follow([lay_out(m, batch, num_frames, num_patches, num_prefix) for m in maps]))
-    return heat[..., num_prefix:].reshape(batch, num_frames, rows, columns)
+        heat = _read_out(model, follow([lay_out(m, batch, num_groups, num_patches, num_prefix) for m in maps]))
+        heat = heat[..., num_prefix:]
+    return heat.reshape(batch, num_groups, rows, columns).repeat_interleave(frame_stride, dim=1)
 
 
 def video_rollout(model: PreTrainedModel, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

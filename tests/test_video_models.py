@@ -21,9 +21,11 @@ from transformers import (
 )
 
 from hf_vit_family import create_processor
+from hf_vit_family.attention import rollout
 from hf_vit_family.conversion import convert_checkpoint, export_checkpoint
 from hf_vit_family.errors import ConversionError, UnreadableCheckpointError
 from hf_vit_family.parity import compare_models
+from hf_vit_family.video_attention import video_relevance, video_rollout
 
 PLAIN_VIDEO_CASES = [case for case in VIDEO_CASES if "-" not in case]
 
@@ -250,6 +252,40 @@ def test_xvit_asks_for_what_a_file_leaves_open():
     fields = {"num_attention_heads": 6, "num_temporal_heads": 3, "segment_size": 8, "shift_div": 8}
     model, report = convert_checkpoint(state_dict, **fields)
     assert (report.architecture, model.config.num_frames, model.config.time_embedding_period) == ("xvit", 16, 8)
+
+
+# What a model looks at
+
+
+@pytest.mark.parametrize("case", [case for case in VIDEO_CASES if case.startswith(("vivit", "xvit"))])
+def test_attention_is_followed_through_space_and_time(case):
+    model = tiny_model(case)
+    pixel_values = random_pixels(model.config, size=(32, 40))
+    logits, heat = video_rollout(model, pixel_values)
+    torch.testing.assert_close(logits, model(pixel_values).logits.detach())
+    relevance = video_relevance(model, pixel_values, torch.tensor([0, 3]))[1]
+    for each in (heat, relevance):
+        assert each.shape == (2, model.config.num_frames, 4, 5)
+        assert each.isfinite().all()
+        assert (each >= 0).all()
+        # Each clip stands alone, and the frames of a tubelet are as one.
+        groups = each.unflatten(1, (-1, model.config.frame_stride))
+        assert torch.equal(groups[:, :, :1].expand_as(groups), groups)
+    torch.testing.assert_close(video_rollout(model, pixel_values[1:])[1], heat[1:])
+    # What the rollout shares out is no more than one token.
+    total = heat.sum((1, 2, 3)) / model.config.frame_stride
+    assert (total <= 1 + 1e-5).all()
+    assert (total > 0.1).all()
+
+
+def test_rollout_over_groups_weighs_the_rollout_within_them():
+    model = tiny_model("vivit-encoder")
+    pixel_values = random_pixels(model.config)
+    maps = [m.mean(1) for m in model(pixel_values, output_attentions=True).attentions]
+    within, over = (rollout([m[:, None] for m in part])[:, 0, 1:] for part in (maps[:2], maps[2:]))
+    expected = within.detach().unflatten(0, (2, 2)) * over.detach()[..., None]
+    _, heat = video_rollout(model, pixel_values)
+    torch.testing.assert_close(heat[:, ::2].flatten(2), expected)
 
 
 # Pipelines
