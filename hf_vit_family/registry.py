@@ -221,6 +221,11 @@ ARCHITECTURES: dict[str, Architecture] = {
             "Windows of local tokens, each with a regional token; the regional ones attend to each other in every layer.",
         ),
         Architecture(
+            "coatnet",
+            "CoAtNet: Marrying Convolution and Attention for All Data Sizes (arXiv 2106.04803)",
+            "Stages of inverted bottlenecks, then stages of attention on the whole map with a bias by relative position.",
+        ),
+        Architecture(
             "mvit",
             "MViTv2: Improved Multiscale Vision Transformers for Classification and Detection (arXiv 2112.01526)",
             "Queries, keys and values are pooled over the map, which gets smaller and wider from stage to stage.",

@@ -7,6 +7,7 @@ a window.
 import torch
 from torch import nn
 
+from .configuration_vitf import pair
 from .embeddings import Resizable, SizeCache
 
 
@@ -67,18 +68,25 @@ def from_windows(windows: torch.Tensor, grid: tuple[int, int], window: int, shif
     return feature_map
 
 
-def relative_position_index(window: int, device: torch.device | None = None) -> torch.Tensor:
+def relative_position_index(window: int | tuple[int, int], device: torch.device | None = None) -> torch.Tensor:
     """
     Where a table of relative positions has that of each pair of tokens (arXiv 2103.14030, section 3.2).
 
+    Args:
+        window (`int` or `(int, int)`): Side, or rows and columns, of the window.
+
     Returns:
-        `torch.LongTensor` of shape `(n, n)`: for query and key the row `dy * (2 * w0 - 1) + dx` of a table of
-        `(2 * w0 - 1) ** 2` rows, with their distances dy and dx counted from `1 - w0`.
+        `torch.LongTensor` of shape `(n, n)`: for query and key the row `dy * (2 * columns - 1) + dx` of a table of
+        `(2 * rows - 1) * (2 * columns - 1)` rows, with their distances dy and dx counted from `1 - rows` and `1 - columns`.
     """
-    positions = torch.arange(window, device=device)
-    distances = positions[:, None] - positions + window - 1
-    index = distances[:, None, :, None] * (2 * window - 1) + distances[None, :, None, :]
-    return index.reshape(window * window, window * window)
+
+    def distances(side: int) -> torch.Tensor:
+        positions = torch.arange(side, device=device)
+        return positions[:, None] - positions + side - 1
+
+    rows, columns = pair(window)
+    index = distances(rows)[:, None, :, None] * (2 * columns - 1) + distances(columns)[None, :, None, :]
+    return index.reshape(rows * columns, rows * columns)
 
 
 def shift_mask(grid: tuple[int, int], window: int, shift: int, device: torch.device | None = None) -> torch.Tensor:

@@ -48,6 +48,7 @@ from hf_vit_family import ARCHITECTURES
 from hf_vit_family.modeling.attention import eager_attention_forward
 from hf_vit_family.modeling.configuration_vitf import pair
 from hf_vit_family.modeling.embeddings import PositionEmbeddings, TimeEmbeddings
+from hf_vit_family.modeling.modeling_coatnet import CoatnetTableBias
 from hf_vit_family.modeling.modeling_levit import LevitPositionBias
 from hf_vit_family.modeling.modeling_mvit import MvitAxisPositions
 from hf_vit_family.modeling.modeling_t2t_vit import sinusoid_table
@@ -76,6 +77,7 @@ UNTRAINED = {
     "VitfCait": r"mix_scores\.bias$",  # one number for all keys, which the softmax takes out
     # The class token alone is read, and its query passes by the convolution.
     "VitfCvtForImageClassification": r"stages\.2\.layers\.1\.attention\.query\.(conv|norm)\.",
+    "VitfCoatnet": r"position_bias\.fc2_bias$",  # one number for all keys
     "VitfDeepvit": r"mixing\.bias$",  # one number for all entries of a map, which batch norm takes out
     # It changes the patches, of which the class token sees nothing more.
     "VitfLocalvitForImageClassification": r"layers\.1\.feed_forward\.",
@@ -240,7 +242,9 @@ def test_configured_size_needs_no_resizing(case):
         rebuilt.config.image_size = model.config.image_size
         rebuilt = type(model)(rebuilt.config).eval()
     for name, module in rebuilt.named_modules():
-        if isinstance(module, LevitPositionBias):  # tables of offsets on a map, which each stage has of its own
+        if isinstance(
+            module, (CoatnetTableBias, LevitPositionBias)
+        ):  # tables of offsets on a map, which each stage has of its own
             state[f"{name}.weight"] = model.get_submodule(name).resized(module.grid)
         elif isinstance(module, MvitAxisPositions):  # tables of distances along an axis
             state[f"{name}.weight"] = model.get_submodule(name).resized(module.size)
@@ -1059,6 +1063,33 @@ INITIALISATION = {
             r"(weight|token)$": ("normal", 0.02),
         },
         {},
+    ),
+    "coatnet": (
+        {
+            r"norm.*weight$": ("constant", 1.0),
+            r"position_bias\.": ("normal", 0.02),
+            # Inverted bottlenecks and the stem by fan-out: 2 / (kernel elements * channels out / groups).
+            r"conv\d\.weight$": ("normal", (2 / (3 * 3 * 64)) ** 0.5),
+            r"depthwise\.weight$": ("normal", (2 / (3 * 3)) ** 0.5),
+            r"stages\.[01]\.layers\.0\.(expand|squeeze_excitation\.fc2)\.weight$": ("normal", (2 / 256) ** 0.5),
+            r"squeeze_excitation\.fc1\.weight$": ("normal", (2 / 16) ** 0.5),
+            r"stages\.0\.layers\.0\.(reduce|shortcut\.expand)\.weight$": ("normal", (2 / 64) ** 0.5),
+            # Attention layers Xavier uniform: 6 / (channels in + channels out).
+            r"qkv\.weight$": ("uniform", (6 / (64 + 3 * 64)) ** 0.5),
+            r"attention\.proj\.weight$": ("uniform", (6 / (64 + 64)) ** 0.5),
+            r"mlp\.fc\d\.weight$": ("uniform", (6 / (64 + 128)) ** 0.5),
+            r"mlp\.fc\d\.bias$": ("normal", 1e-6),
+            r"classifier\.": ("uniform", 64**-0.5),
+            r"bias$": ("constant", 0.0),
+        },
+        {
+            "stem_channels": [64, 64],
+            "hidden_sizes": [64, 64],
+            "depths": [1, 1],
+            "conv_depths": [1, 0],
+            "num_heads": [4, 4],
+            "num_labels": 64,
+        },
     ),
     "regionvit": (
         {

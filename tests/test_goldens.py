@@ -33,6 +33,7 @@ ARCHITECTURE = {
     "pvt_v2": "pvt_v2",
     "twins": "twins",
     "regionvit": "regionvit",
+    "coatnet": "coatnet",
     "mvit": "mvit",
     "mvit_video": "mvit_video",
 }
@@ -54,6 +55,10 @@ OUTPUTS = {
     "logits_branch0": lambda model, outputs, encoded: model.classifier.branch_logits(encoded.pooler_output)[0],
     "logits_branch1": lambda model, outputs, encoded: model.classifier.branch_logits(encoded.pooler_output)[1],
     "probs": lambda model, outputs, encoded: outputs.logits.softmax(-1),
+    # Those of the models with a tanh layer stand before the norm.
+    "coatnet/features": lambda model, outputs, encoded: (
+        encoded.last_hidden_state if model.config.representation_size is None else encoded.hidden_states[-1]
+    ),
     "pit/features": lambda model, outputs, encoded: encoded.last_hidden_state[:, : model.pit.num_prefix_tokens],
 }
 # Outputs whose float32 strays further, by this factor: timm's float32 run of the same weights is off by 1.08e-5 as well.
