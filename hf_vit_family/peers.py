@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
 
 from .errors import UserError
@@ -392,6 +393,27 @@ def _torchvision_vit(name: str, config: VitfConfig) -> nn.Module:
     )
 
 
+def _torchvision_mvit(name: str, config: VitfConfig) -> nn.Module:
+    from torchvision.models import video
+
+    makers = {"mvit_base_16x4_k400": video.mvit_v1_b, "mvitv2_small_16x4_k400": video.mvit_v2_s}
+    if name not in makers:
+        raise UserError(f"torchvision has no {name!r}; it has {' and '.join(makers)}")
+    model = makers[name](num_classes=config.num_labels, stochastic_depth_prob=config.drop_path_rate)
+    return _ChannelsBeforeFrames(model)
+
+
+class _ChannelsBeforeFrames(nn.Module):
+    """A model that takes clips as (B, num_channels, T, H, W), for clips (B, T, num_channels, H, W)."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return self.model(pixel_values.transpose(1, 2))
+
+
 # Names under which timm has a variant, where they are not ours.
 TIMM_NAMES: dict[str, str] = {
     **{name: f"{name}_224" for name in VitfPitConfig.VARIANTS},
@@ -415,7 +437,9 @@ PEERS: dict[str, dict[str, Callable[[str, VitfConfig], nn.Module]]] = {
         "swin": _timm,
         "swinv2": _timm,
         "nest": _timm_nest,
+        "mvit": _timm,
         "twins": _timm,
+        "coatnet": _timm,
     },
     "transformers": {
         "vit": _transformers_vit,
@@ -443,7 +467,7 @@ PEERS: dict[str, dict[str, Callable[[str, VitfConfig], nn.Module]]] = {
         "cvt": _vit_pytorch_cvt,
         "twins": _vit_pytorch_twins,
     },
-    "torchvision": {"vit": _torchvision_vit, "deit": _torchvision_vit},
+    "torchvision": {"vit": _torchvision_vit, "deit": _torchvision_vit, "mvit_video": _torchvision_mvit},
 }
 
 
