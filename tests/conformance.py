@@ -80,6 +80,8 @@ NOT_APPLICABLE = {
     ): "asserts one number of tokens and one width; those of Twins change with the stage",
     ("t2t_vit", "test_attention_outputs"): "asserts num_hidden_layers maps; the tokenizer gives two besides",
     ("timesformer", "test_attention_outputs"): "asserts num_hidden_layers maps; divided layers give two each",
+    ("xvit", "test_attention_outputs"): "asserts num_hidden_layers maps; the layers over the frames give maps besides",
+    ("xvit", "test_hidden_states_output"): "asserts tokens in the second dimension; X-ViT has frames there",
 }
 
 
