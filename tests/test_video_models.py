@@ -141,6 +141,20 @@ def test_a_clip_that_stands_still_is_seen_as_an_image(image_case):
             torch.testing.assert_close(each, of_image[:, None].expand_as(each), rtol=1e-4, atol=1e-5)
 
 
+def test_heads_over_time_and_over_space_start_from_those_of_the_image_model():
+    image_model = tiny_model("vit")
+    model = _vivit_from(image_model, attention_type="factorised_dot_product", pooling="mean")
+    image_weights = image_model.base_model.state_dict()
+    assert "embeddings.cls_token" not in model.state_dict()
+    for name, weight in model.state_dict().items():
+        if not name.startswith("embeddings."):
+            assert torch.equal(weight, image_weights[name]), name
+    places = image_weights["embeddings.position_embeddings.weight"][:, 1:]
+    assert torch.equal(model.embeddings.position_embeddings.weight, places.repeat(1, 3, 1))
+    with pytest.raises((ValueError, StrictDataclassError)):  # it has no class token
+        _vivit_from(image_model, attention_type="factorised_dot_product")
+
+
 def test_vivit_takes_image_models_of_another_size_and_gives_its_head_the_labels():
     image_model = tiny_model("vit")
     model = _vivit_from(image_model, "ForVideoClassification", image_size=(48, 64), num_labels=7)
