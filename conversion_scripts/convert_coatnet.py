@@ -127,6 +127,7 @@ def _conv_shapes(layers: Sequence[tuple[str, int, int]], state_dict: Mapping[str
     inner = {prefix: shape_of(prefix + "conv1_1x1.weight", state_dict, 4)[0] for prefix, _, _ in layers}
     se = "se_early" if prefix + "se_early.fc1.weight" in state_dict else "se"
     known = {
+        "conv_layer_type": "mbconv",
         "conv_bias": prefix + "conv3_1x1.bias" in state_dict,
         "se_position": "before_norm" if se == "se_early" else "after_norm",
     }
@@ -146,6 +147,7 @@ def _attention_shapes(layers: Sequence[tuple[str, int, int]], state_dict: Mappin
     prefix, _, wide = layers[0]
     inner = shape_of(prefix + "attn.proj.weight", state_dict, 4)[1]
     known = {
+        "expand_first": False,  # as in all published weights; without effect unless a layer below is wider than its input
         "mlp_ratio": shape_of(prefix + "mlp.fc1.weight", state_dict, 4)[0] / wide,
         "norm_type": "batch" if prefix + "norm2.running_mean" in state_dict else "layer",
         "layer_scale_init_value": 1e-6 if prefix + "ls1.gamma" in state_dict else None,
