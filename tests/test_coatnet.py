@@ -6,7 +6,9 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from models import tiny_config, tiny_model
 
+from hf_vit_family.attention import attention_maps, attention_rollout
 from hf_vit_family.conversion import ConversionError, convert_checkpoint, export_checkpoint, find_layout
+from hf_vit_family.errors import UserError
 from hf_vit_family.modeling.configuration_coatnet import VitfCoatnetConfig
 from hf_vit_family.modeling.modeling_coatnet import axis_weights
 from hf_vit_family.registry import ARCHITECTURES
@@ -196,3 +198,12 @@ def test_one_width_of_heads_in_timm():
 def test_configuration_that_does_not_fit_is_named(fields, message):
     with pytest.raises((ValueError, StrictDataclassError), match=message):
         tiny_config("coatnet", **fields)
+
+
+def test_attention_is_drawn_layer_by_layer():
+    model = tiny_model("coatnet")
+    pixel_values = torch.randn(2, 3, 64, 96)
+    _, maps = attention_maps(model, pixel_values)
+    assert [tuple(attention.shape) for attention in maps] == [(2, 3, 8, 12), (2, 4, 4, 6), (2, 4, 4, 6)]
+    with pytest.raises(UserError, match="the method 'maps' may show them"):
+        attention_rollout(model, pixel_values)
