@@ -1,5 +1,5 @@
 """
-Reads what flax writes: msgpack with its extension types for arrays (google/flax flax/serialization.py). Nothing else of msgpack is
+Reads what flax writes: msgpack with its extension types for arrays (google/flax@00a973a flax/serialization.py). Nothing else of msgpack is
 needed, and no code can be in it.
 """
 
