@@ -1,6 +1,6 @@
 """
-Reads what flax writes: msgpack with its extension types for arrays (google/flax@00a973a flax/serialization.py). Nothing else of msgpack is
-needed, and no code can be in it.
+Reads what flax writes: msgpack with its extension types for arrays (google/flax@00a973a flax/serialization.py). No code can
+be in it.
 """
 
 import struct
