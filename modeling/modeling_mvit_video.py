@@ -8,6 +8,7 @@ row), M tokens that are attended to, C channels, h heads, H x W pixels.
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils.generic import merge_with_config_defaults
@@ -16,6 +17,7 @@ from transformers.utils.output_capturing import capture_outputs
 from .configuration_mvit_video import VitfMvitVideoConfig
 from .configuration_vitf import pair
 from .embeddings import PositionEmbeddings, frames_of
+from .inflation import InflationMixin
 from .layers import init_torch_default
 from .modeling_mvit import (
     Grid,
@@ -72,11 +74,12 @@ class MvitVideoClassifier(nn.Linear):
         return super().forward(self.dropout(features))
 
 
-class VitfMvitVideoPreTrainedModel(VitfMvitPreTrainedModel):
+class VitfMvitVideoPreTrainedModel(InflationMixin, VitfMvitPreTrainedModel):
     config: VitfMvitVideoConfig
     base_model_prefix = "mvit_video"
     input_modalities = ("video",)
     _no_split_modules = ["MvitVideoEmbeddings", "MvitLayer"]
+    inflation_keeps = (r"\.axes\.time\.", r"time_embeddings\.")
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -88,6 +91,19 @@ class VitfMvitVideoPreTrainedModel(VitfMvitPreTrainedModel):
             init.trunc_normal_(module.weight, std=self.config.initializer_range)
         elif isinstance(module, (nn.Linear, nn.LayerNorm)) and module.bias is not None:
             init.constant_(module.bias, 0.02)
+
+    @torch.no_grad()
+    def inflated(self, name: str, weight: torch.Tensor, image_model: PreTrainedModel) -> torch.Tensor:
+        # Kernels are repeated in time and divided by their length: SlowFast's slowfast/utils/checkpoint.py.
+        parameter = self.base_model.get_parameter(name)
+        if weight.ndim == 4 and parameter.ndim == 5:
+            return weight[:, :, None].expand(-1, -1, parameter.shape[2], -1, -1) / parameter.shape[2]
+        if ".axes." in name:
+            image_positions, positions = (
+                model.base_model.get_submodule(name.removesuffix(".weight")) for model in (image_model, self)
+            )
+            return image_positions.resized(positions.size)
+        return super().inflated(name, weight, image_model)
 
 
 class VitfMvitVideoModel(MvitEncoder, VitfMvitVideoPreTrainedModel):

@@ -6,7 +6,7 @@ import golden
 import pytest
 import timm
 import torch
-from models import random_pixels, tiny_config, tiny_model
+from models import architecture_of, random_pixels, tiny_config, tiny_model
 from test_goldens import convert
 from timm.models.mvitv2 import MultiScaleVit, MultiScaleVitCfg
 from torchvision.models.video import MViT
@@ -150,6 +150,42 @@ def test_max_pooling_keeps_the_class_token_and_the_frames_apart():
     maps = tokens[:, 1:].unflatten(1, (2, 3, 4)).permute(0, 4, 1, 2, 3)
     expected = torch.nn.functional.max_pool3d(maps, (1, 3, 3), (1, 2, 2), (0, 1, 1))
     assert torch.equal(pooled[:, 1:], expected.flatten(2).transpose(1, 2))
+
+
+# Starting from an image model
+
+
+@pytest.mark.parametrize(("case", "kv_strides"), [("mvit", [4, 2]), ("mvit-v1", [4, 1])])
+def test_video_models_start_from_image_models(case, kv_strides):
+    image_model = tiny_model(case)
+    model = _from_image_model(image_model, num_frames=6, kv_strides=kv_strides, num_labels=3)
+    assert model.classifier.weight.shape == (3, 32)
+    weights, image_weights = model.base_model.state_dict(), image_model.base_model.state_dict()
+    assert all("time" in name for name in weights.keys() - image_weights.keys())
+    assert image_weights.keys() <= weights.keys()
+    for name, weight in image_weights.items():
+        if weight.ndim == 4:
+            assert (weights[name] == weights[name][:, :, :1]).all(), name
+            torch.testing.assert_close(weights[name].sum(2), weight)
+        elif weights[name].shape == weight.shape:
+            assert torch.equal(weights[name], weight), name
+        else:
+            assert ".axes." in name, name  # tables for keys that another stride makes fewer
+    assert model(random_pixels(model.config)).logits.isfinite().all()
+
+
+def test_an_image_is_a_clip_of_one_frame():
+    image_model = tiny_model("mvit")
+    model = _from_image_model(image_model, num_frames=1, tubelet_size=1, pool_kernel_frames=1)
+    image = random_pixels(image_model.config)
+    with torch.no_grad():
+        expected, seen = image_model.base_model(image).pooler_output, model.base_model(image[:, None]).pooler_output
+    torch.testing.assert_close(seen, expected)
+
+
+def _from_image_model(image_model, **fields):
+    model_class = architecture_of("mvit_video").model_class("ForVideoClassification")
+    return model_class.from_image_model(image_model, **fields).eval()
 
 
 # Checkpoints
