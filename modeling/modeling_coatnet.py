@@ -124,14 +124,20 @@ class CoatnetConvLayer(GradientCheckpointingLayer):
         self.drop_path = DropPath(drop_path_rate)
 
     def forward(self, feature_map: torch.Tensor, grid: tuple[int, int], **kwargs) -> torch.Tensor:
+        # One step a line: no line holds on to a wide map that the next one no longer needs.
         hidden_states = self.pool(self.activation_before(self.norm_before(feature_map)))
-        hidden_states = self.activation(self.norm_expanded(self.expand(hidden_states)))
+        hidden_states = self.expand(hidden_states)
+        hidden_states = self.norm_expanded(hidden_states)
+        hidden_states = self.activation(hidden_states)
         hidden_states = self.depthwise(hidden_states)
         if self.se_position == "before_norm":
-            hidden_states = self.activation(self.norm_depthwise(self.squeeze_excitation(hidden_states)))
-        else:
-            hidden_states = self.squeeze_excitation(self.activation(self.norm_depthwise(hidden_states)))
-        return self.shortcut(feature_map) + self.drop_path(self.reduce(hidden_states))
+            hidden_states = self.squeeze_excitation(hidden_states)
+        hidden_states = self.norm_depthwise(hidden_states)
+        hidden_states = self.activation(hidden_states)
+        if self.se_position == "after_norm":
+            hidden_states = self.squeeze_excitation(hidden_states)
+        hidden_states = self.reduce(hidden_states)
+        return self.shortcut(feature_map) + self.drop_path(hidden_states)
 
 
 class CoatnetConvNextLayer(GradientCheckpointingLayer):
