@@ -83,6 +83,13 @@ NOT_APPLICABLE = {
         "coatnet",
         "test_attention_outputs",
     ): "asserts one number of heads and tokens; those of CoAtNet change with the stage",
+    ("mvit", "test_attention_outputs"): "asserts num_hidden_layers maps; a stage of MViT has one a layer",
+    ("mvit", "test_hidden_states_output"): "asserts one number of tokens and one width; MViT changes both by stage",
+    ("mvit_video", "test_attention_outputs"): "asserts num_hidden_layers maps; a stage of MViT has one a layer",
+    (
+        "mvit_video",
+        "test_hidden_states_output",
+    ): "asserts one number of tokens and one width; MViT changes both by stage",
     ("t2t_vit", "test_attention_outputs"): "asserts num_hidden_layers maps; the tokenizer gives two besides",
     ("timesformer", "test_attention_outputs"): "asserts num_hidden_layers maps; divided layers give two each",
     ("xvit", "test_attention_outputs"): "asserts num_hidden_layers maps; the layers over the frames give maps besides",
