@@ -236,7 +236,8 @@ RECIPES: dict[str, Recipe] = {
                 "warmup_epochs": 0.3,
                 "clip_grad_norm": 1.0,
             },
-            "3 minutes on one CPU core",
+            "6 minutes on one busy CPU core",
+            "100.0% of the 1,436 held-out clips; with space-only attention 26.1%, where chance is 25%",
         ),
         Recipe(
             "finetune_kinetics",
