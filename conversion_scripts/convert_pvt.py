@@ -83,9 +83,18 @@ def transformers_block_rules(block: str, reduces: bool, names: Mapping[str, str]
     return table
 
 
-# The names that matter to shapes: the originals', and transformers'.
-ORIGINAL_NAMES = {"norm": "norm1", "fc1": "mlp.fc1", "fc2": "mlp.fc2"}
-TRANSFORMERS_NAMES = {"norm": "layer_norm_1", "fc1": "mlp.dense1", "fc2": "mlp.dense2"}
+def _names(norm: str, fc1: str, fc2: str) -> dict[str, Any]:
+    """The names of a layer that matter to shapes: what it has for sure, and key to dimension of C and of D, the inner width."""
+    return {
+        "norm": norm + ".weight",
+        "width": {norm + ".weight": 0, norm + ".bias": 0, fc2 + ".bias": 0},
+        "inner": {fc1 + ".weight": 0, fc1 + ".bias": 0, fc2 + ".weight": 1},
+    }
+
+
+# The originals', and transformers'.
+ORIGINAL_NAMES = _names("norm1", "mlp.fc1", "mlp.fc2")
+TRANSFORMERS_NAMES = _names("layer_norm_1", "mlp.dense1", "mlp.dense2")
 
 
 def pyramid_shapes(
@@ -93,7 +102,7 @@ def pyramid_shapes(
     embeddings: Sequence[str],
     blocks: Sequence[str],
     reduction: str,
-    names: Mapping[str, str] = ORIGINAL_NAMES,
+    names: Mapping[str, Any] = ORIGINAL_NAMES,
 ) -> dict[str, Any]:
     """
     The fields that shapes tell of a pyramid with spatial-reduction attention.
@@ -102,18 +111,16 @@ def pyramid_shapes(
         embeddings: The convolution that makes the tokens of each stage.
         blocks: What precedes the names of the layers of each stage, with a place `{i}` for the layer.
         reduction: Name of the convolution of a layer that reduces the map.
+        names: As `ORIGINAL_NAMES`.
     """
     _, channels, *_ = shape_of(embeddings[0] + ".weight", state_dict, 4)
     fields = {name: [] for name in ("hidden_sizes", "depths", "mlp_ratios", "sr_ratios")}
     for embedding, block in zip(embeddings, blocks, strict=True):
         first = block.format(i=0)
-        norm, fc1, fc2 = (f"{first}{names[name]}." for name in ("norm", "fc1", "fc2"))
-        width = common_size(
-            {embedding + ".weight": 0, embedding + ".bias": 0, norm + "weight": 0, norm + "bias": 0, fc2 + "bias": 0},
-            state_dict,
-        )
-        inner = common_size({fc1 + "weight": 0, fc1 + "bias": 0, fc2 + "weight": 1}, state_dict)
-        depth = count_indices(f"{block}{names['norm']}.weight", state_dict)
+        widths, inners = ({first + key: dim for key, dim in names[name].items()} for name in ("width", "inner"))
+        width = common_size({embedding + ".weight": 0, embedding + ".bias": 0, **widths}, state_dict)
+        inner = common_size(inners, state_dict)
+        depth = count_indices(block + names["norm"], state_dict)
         kernels = (f"{block.format(i=i)}{reduction}.weight" for i in range(depth))
         ratios = {shape_of(kernel, state_dict, 4)[2] for kernel in kernels if kernel in state_dict}
         fields["hidden_sizes"].append(width)
@@ -216,6 +223,30 @@ def rules(config: VitfPvtConfig) -> list[Rule]:
     ]
 
 
+def original_shapes(state_dict: Mapping[str, Tensor], names: Mapping[str, Any] = ORIGINAL_NAMES) -> dict[str, Any]:
+    """The fields that shapes tell under the original's names; those of its layers are `names`, as `ORIGINAL_NAMES`."""
+    stages = range(1, count_indices("patch_embed{s+1}.proj.weight", state_dict, "s") + 1)
+    known = {
+        **pyramid_shapes(
+            state_dict,
+            [f"patch_embed{stage}.proj" for stage in stages],
+            [f"block{stage}.{{i}}." for stage in stages],
+            "attn.sr",
+            names,
+        ),
+        "patch_size": one_or_two(shape_of("patch_embed1.proj.weight", state_dict, 4)[2:]),
+        "qkv_bias": "block1.0.attn.q.bias" in state_dict,
+        **num_labels("head", state_dict),
+    }
+    if image := square_image(shape_of("pos_embed1", state_dict, 3)[1], known["patch_size"]):
+        known["image_size"] = image
+    return known
+
+
+# Field that shapes may leave open, to the key that does.
+OPEN = {"image_size": "pos_embed1", "num_heads": "block1.0.attn.q.weight"}
+
+
 def config_from_original(
     kwargs: Mapping[str, Any], state_dict: Mapping[str, Tensor], **overrides: Any
 ) -> VitfPvtConfig:
@@ -228,23 +259,8 @@ def config_from_original(
         state_dict: The checkpoint.
         overrides: Fields that replace what arguments and shapes say.
     """
-    stages = range(1, count_indices("patch_embed{s+1}.proj.weight", state_dict, "s") + 1)
-    known = {
-        **pyramid_shapes(
-            state_dict,
-            [f"patch_embed{stage}.proj" for stage in stages],
-            [f"block{stage}.{{i}}." for stage in stages],
-            "attn.sr",
-        ),
-        "patch_size": one_or_two(shape_of("patch_embed1.proj.weight", state_dict, 4)[2:]),
-        "qkv_bias": "block1.0.attn.q.bias" in state_dict,
-        **num_labels("head", state_dict),
-    }
-    if image := square_image(shape_of("pos_embed1", state_dict, 3)[1], known["patch_size"]):
-        known["image_size"] = image
     given = fields_from_kwargs(kwargs, PYRAMID_KWARGS, PYRAMID_FIXED)
-    ask_for = {"image_size": "pos_embed1", "num_heads": "block1.0.attn.q.weight"}
-    return make_config(VitfPvtConfig, known, given, ask_for=ask_for, **overrides)
+    return make_config(VitfPvtConfig, original_shapes(state_dict), given, ask_for=OPEN, **overrides)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -138,22 +138,26 @@ def sides(count: int) -> int:
     return side
 
 
-def common_shapes(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The fields of Swin and Swin V2 that shapes tell under the original's and timm's names."""
+# The names of a layer that matter to shapes: key to dimension of C and of D, the inner width.
+NAMES = {
+    "width": {"norm1.weight": 0, "norm2.weight": 0, "attn.proj.bias": 0},
+    "inner": {"mlp.fc1.weight": 0, "mlp.fc1.bias": 0, "mlp.fc2.weight": 1},
+}
+
+
+def common_shapes(state_dict: Mapping[str, Tensor], names: Mapping[str, Mapping[str, int]] = NAMES) -> dict[str, Any]:
+    """The fields of Swin and Swin V2 that shapes tell under the original's and timm's names; `names` as `NAMES`."""
     _, channels, *patch_size = shape_of("patch_embed.proj.weight", state_dict, 4)
     stages = range(count_indices(BLOCK + "norm1.weight", state_dict, "s"))
     first = [f"layers.{s}.blocks.0." for s in stages]
-    widths = [
-        common_size({block + key: 0 for key in ("norm1.weight", "norm2.weight", "attn.proj.bias")}, state_dict)
-        for block in first
-    ]
-    mlp = {first[0] + "mlp.fc1.weight": 0, first[0] + "mlp.fc1.bias": 0, first[0] + "mlp.fc2.weight": 1}
+    widths = [common_size({block + key: dim for key, dim in names["width"].items()}, state_dict) for block in first]
+    inner = common_size({first[0] + key: dim for key, dim in names["inner"].items()}, state_dict)
     known = {
         "patch_size": one_or_two(patch_size),
         "num_channels": channels,
         "hidden_sizes": widths,
         "depths": [count_indices(f"layers.{s}.blocks.{{i}}.norm1.weight", state_dict) for s in stages],
-        "mlp_ratio": common_size(mlp, state_dict) / widths[0],
+        "mlp_ratio": inner / widths[0],
         "patch_norm": "patch_embed.norm.weight" in state_dict,
         "use_absolute_embeddings": "absolute_pos_embed" in state_dict,
     }
@@ -171,14 +175,19 @@ def common_shapes(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
     return known
 
 
-def _shapes(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
-    known = common_shapes(state_dict)
+def original_shapes(state_dict: Mapping[str, Tensor], names: Mapping[str, Mapping[str, int]] = NAMES) -> dict[str, Any]:
+    """The fields of Swin alone that shapes tell; `names` as `NAMES`."""
+    known = common_shapes(state_dict, names)
     tables = [shape_of(_BIAS_TABLE.format(s=s, i=0), state_dict, 2) for s in range(len(known["depths"]))]
     known["num_heads"] = [heads for _, heads in tables]
     # A stage with a smaller map has a smaller window.
     known["window_size"] = max((sides(rows) + 1) // 2 for rows, _ in tables)
     known["qkv_bias"] = "layers.0.blocks.0.attn.qkv.bias" in state_dict
     return known
+
+
+# Field that shapes may leave open, to the key that does.
+OPEN = {"image_size": "layers.0.blocks.1.attn_mask"}
 
 
 def config_from_original(
@@ -194,8 +203,7 @@ def config_from_original(
         overrides: Fields that replace what arguments and shapes say.
     """
     given = fields_from_kwargs(kwargs, {**KWARGS, "qk_scale": "qk_scale"}, FIXED)
-    ask_for = {"image_size": "layers.0.blocks.1.attn_mask"}
-    return make_config(VitfSwinConfig, _shapes(state_dict), given, ask_for=ask_for, **overrides)
+    return make_config(VitfSwinConfig, original_shapes(state_dict), given, ask_for=OPEN, **overrides)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -190,6 +190,11 @@ ARCHITECTURES: dict[str, Architecture] = {
             "A pyramid of four stages, with attention to a map that a convolution made smaller.",
         ),
         Architecture(
+            "localvit_pvt",
+            "LocalViT: Bringing Locality to Vision Transformers (arXiv 2104.05707)",
+            "PVT with a depth-wise convolution over the map in its feed-forward layers.",
+        ),
+        Architecture(
             "nest",
             "Nested Hierarchical Transformer: Towards Accurate, Data-Efficient and Interpretable Visual Understanding "
             "(arXiv 2105.12723)",
@@ -199,6 +204,11 @@ ARCHITECTURES: dict[str, Architecture] = {
             "swin",
             "Swin Transformer: Hierarchical Vision Transformer using Shifted Windows (arXiv 2103.14030)",
             "A pyramid with attention within windows, which every second layer shifts, and a bias by relative position.",
+        ),
+        Architecture(
+            "localvit_swin",
+            "LocalViT: Bringing Locality to Vision Transformers (arXiv 2104.05707)",
+            "Swin with a depth-wise convolution over the map in its feed-forward layers, across the borders of windows.",
         ),
         Architecture(
             "swinv2",

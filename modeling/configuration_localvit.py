@@ -55,16 +55,24 @@ class VitfLocalvitConfig(VitfConfig):
     def validate_geometry(self):
         check_divides(self, "patch_size", "image_size")
         check_divides(self, "num_attention_heads", "hidden_size")
-        if self.channel_attention == "se" and not 0 < self.se_reduction <= self.inner_channels:
-            raise ValueError(
-                f"VitfLocalvitConfig: se_reduction={self.se_reduction} is not between 1 and the {self.inner_channels} "
-                f"channels inside a feed-forward layer"
-            )
+        check_squeezes(self, "se_reduction", [self.se_reduction], [self.inner_channels])
 
     @property
     def inner_channels(self) -> int:
         """Channels inside a feed-forward layer."""
         return int(self.mlp_ratio * self.hidden_size)
+
+
+def check_squeezes(config: VitfConfig, field: str, reductions: list[int], inner_channels: list[int]) -> None:
+    """Raises a ValueError that names the field when `"se"` cannot squeeze the channels inside a feed-forward layer."""
+    if config.channel_attention != "se":
+        return
+    for reduction, channels in zip(reductions, inner_channels, strict=True):
+        if not 0 < reduction <= channels:
+            raise ValueError(
+                f"{type(config).__name__}: {field}={getattr(config, field)} is not between 1 and the {channels} channels "
+                f"inside a feed-forward layer"
+            )
 
 
 __all__ = ["VitfLocalvitConfig"]

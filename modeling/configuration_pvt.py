@@ -62,12 +62,12 @@ class VitfPvtConfig(VitfPyramidConfig):
         check_divides(self, "num_heads", "hidden_sizes")
         if self.sr_ratios[-1] != 1:
             raise ValueError(
-                f"VitfPvtConfig: sr_ratios={self.sr_ratios} must end with 1: the class token is on no map to reduce"
+                f"{type(self).__name__}: sr_ratios={self.sr_ratios} must end with 1: the class token is on no map to reduce"
             )
         grid = self.feature_map_sizes(*pair(self.image_size))[-1]
         if 0 in grid:
             raise ValueError(
-                f"VitfPvtConfig: image_size={self.image_size} is smaller than the last stage's stride, "
+                f"{type(self).__name__}: image_size={self.image_size} is smaller than the last stage's stride, "
                 f"{self.stage_strides[-1]}"
             )
 

@@ -58,11 +58,10 @@ class LocalvitEmbeddings(nn.Module):
 class LocalvitSqueezeExcitation(nn.Module):
     """Weights the channels of (B, D, h, w) by two layers on their means."""
 
-    def __init__(self, config: VitfLocalvitConfig):
+    def __init__(self, channels: int, squeezed: int):
         super().__init__()
-        squeezed = config.inner_channels // config.se_reduction
-        self.fc1 = nn.Linear(config.inner_channels, squeezed)
-        self.fc2 = nn.Linear(squeezed, config.inner_channels)
+        self.fc1 = nn.Linear(channels, squeezed)
+        self.fc2 = nn.Linear(squeezed, channels)
         self.gate = nn.Hardsigmoid()
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -73,47 +72,55 @@ class LocalvitSqueezeExcitation(nn.Module):
 class LocalvitEfficientChannelAttention(nn.Module):
     """Weights the channels of (B, D, h, w) by a convolution over the means of neighbouring ones."""
 
-    def __init__(self, config: VitfLocalvitConfig):
+    def __init__(self, channels: int, gate: nn.Module):
         super().__init__()
-        size = int((math.log2(config.inner_channels) + 1) / 2)
+        size = int((math.log2(channels) + 1) / 2)
         size += 1 - size % 2  # the next odd number
         self.conv = nn.Conv1d(1, 1, size, padding=size // 2, bias=False)
-        self.gate = nn.Hardsigmoid() if config.channel_attention == "eca_hard" else nn.Sigmoid()
+        self.gate = gate
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         means = hidden_states.mean((2, 3))[:, None]
         return hidden_states * self.gate(self.conv(means)).transpose(1, 2)[..., None]
 
 
+# Name of a channel attention to what makes it from the number of channels and from that of squeezed ones.
 CHANNEL_ATTENTION = {
+    "none": lambda channels, squeezed: nn.Identity(),
     "se": LocalvitSqueezeExcitation,
-    "eca": LocalvitEfficientChannelAttention,
-    "eca_hard": LocalvitEfficientChannelAttention,
+    "eca": lambda channels, squeezed: LocalvitEfficientChannelAttention(channels, nn.Sigmoid()),
+    "eca_hard": lambda channels, squeezed: LocalvitEfficientChannelAttention(channels, nn.Hardsigmoid()),
 }
 
 
 class LocalvitFeedForward(nn.Module):
-    """x + block(x) on the map (B, C, h, w): 1x1, depth-wise 3x3 and 1x1 convolutions, each with batch norm."""
+    """
+    x + block(x) on the map of patches: 1x1, depth-wise 3x3 and 1x1 convolutions, each with batch norm.
 
-    def __init__(self, config: VitfLocalvitConfig):
+    Args:
+        config: Gives `hidden_act` and `channel_attention`.
+        channels (`int`): C. inner (`int`): D. se_reduction (`int`): D over the channels that `"se"` squeezes them to.
+    """
+
+    def __init__(self, config, channels: int, inner: int, se_reduction: int):
         super().__init__()
-        channels, inner = config.hidden_size, config.inner_channels
         self.expansion = nn.Conv2d(channels, inner, 1, bias=False)
         self.expansion_norm = nn.BatchNorm2d(inner)
         self.depthwise = nn.Conv2d(inner, inner, 3, padding=1, groups=inner, bias=False)
         self.depthwise_norm = nn.BatchNorm2d(inner)
-        self.channel_attention = nn.Identity()
-        if config.channel_attention != "none":
-            self.channel_attention = CHANNEL_ATTENTION[config.channel_attention](config)
+        self.channel_attention = CHANNEL_ATTENTION[config.channel_attention](inner, inner // se_reduction)
         self.reduction = nn.Conv2d(inner, channels, 1, bias=False)
         self.reduction_norm = nn.BatchNorm2d(channels)
         self.activation = ACT2FN[config.hidden_act]
 
-    def forward(self, patches: torch.Tensor) -> torch.Tensor:
-        hidden_states = self.activation(self.expansion_norm(self.expansion(patches)))
+    def forward(self, patches: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+        """(B, h * w, C) to the same; `grid` is (h, w)."""
+        feature_map = patches.transpose(1, 2).unflatten(2, grid)
+        hidden_states = self.activation(self.expansion_norm(self.expansion(feature_map)))
         hidden_states = self.activation(self.depthwise_norm(self.depthwise(hidden_states)))
         hidden_states = self.channel_attention(hidden_states)
-        return patches + self.reduction_norm(self.reduction(hidden_states))
+        feature_map = feature_map + self.reduction_norm(self.reduction(hidden_states))
+        return feature_map.flatten(2).transpose(1, 2)
 
 
 class LocalvitLayer(GradientCheckpointingLayer):
@@ -125,15 +132,14 @@ class LocalvitLayer(GradientCheckpointingLayer):
         self.layernorm_before = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
         self.attention = SelfAttention(config, hidden_size, config.num_attention_heads, config.qkv_bias)
         self.drop_path = DropPath(drop_path_rate)
-        self.feed_forward = LocalvitFeedForward(config)
+        self.feed_forward = LocalvitFeedForward(config, hidden_size, config.inner_channels, config.se_reduction)
 
     def forward(self, hidden_states: torch.Tensor, grid: tuple[int, int], **kwargs) -> torch.Tensor:
         """(B, 1 + h * w, C) to the same; `grid` is (h, w)."""
         attention_output, _ = self.attention(self.layernorm_before(hidden_states), **kwargs)
         hidden_states = hidden_states + self.drop_path(attention_output)
         cls_token, patches = hidden_states[:, :1], hidden_states[:, 1:]
-        patches = self.feed_forward(patches.transpose(1, 2).unflatten(2, grid))
-        return torch.cat((cls_token, patches.flatten(2).transpose(1, 2)), dim=1)
+        return torch.cat((cls_token, self.feed_forward(patches, grid)), dim=1)
 
 
 class VitfLocalvitPreTrainedModel(VitfPreTrainedModel):

@@ -9,6 +9,7 @@ C channels, H x W pixels, h x w grid of a map.
 """
 
 from itertools import pairwise
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -87,10 +88,12 @@ class PvtLayer(GradientCheckpointingLayer):
 class PvtStage(nn.Module):
     """Embeddings of the map before it, except in the first stage, then layers."""
 
+    layer_class: ClassVar[type[nn.Module]] = PvtLayer
+
     def __init__(self, config: VitfPvtConfig, stage: int, drop_path_rates: list[float], use_cls_token: bool):
         super().__init__()
         self.embeddings = PvtEmbeddings(config, stage, use_cls_token) if stage else None
-        self.layers = nn.ModuleList([PvtLayer(config, stage, rate) for rate in drop_path_rates])
+        self.layers = nn.ModuleList([self.layer_class(config, stage, rate) for rate in drop_path_rates])
 
     def forward(
         self, hidden_states: torch.Tensor, grid_before: tuple[int, int], grid: tuple[int, int], **kwargs
@@ -119,8 +122,10 @@ class VitfPvtPreTrainedModel(VitfPreTrainedModel):
             init.trunc_normal_(module.cls_token, std=std)
 
 
-class VitfPvtModel(VitfPvtPreTrainedModel):
-    """The bare encoder. `pooler_output` is the class token after the last norm; without class token there is none."""
+class PvtEncoderMixin:
+    """All of the base model of PVT, and of those whose layers alone differ; `stage_class` tells them apart."""
+
+    stage_class: ClassVar[type[nn.Module]]
 
     def __init__(self, config: VitfPvtConfig, use_cls_token: bool = True):
         super().__init__(config)
@@ -128,7 +133,7 @@ class VitfPvtModel(VitfPvtPreTrainedModel):
         rates = iter(drop_path_rates(config.drop_path_rate, sum(config.depths)))
         self.stages = nn.ModuleList(
             [
-                PvtStage(config, stage, [next(rates) for _ in range(depth)], use_cls_token)
+                self.stage_class(config, stage, [next(rates) for _ in range(depth)], use_cls_token)
                 for stage, depth in enumerate(config.depths)
             ]
         )
@@ -168,6 +173,12 @@ class VitfPvtModel(VitfPvtPreTrainedModel):
         hidden_states = self.layernorm(hidden_states)
         pooled = hidden_states[:, 0] if self.num_prefix_tokens else None
         return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=pooled)
+
+
+class VitfPvtModel(PvtEncoderMixin, VitfPvtPreTrainedModel):
+    """The bare encoder. `pooler_output` is the class token after the last norm; without class token there is none."""
+
+    stage_class = PvtStage
 
 
 class VitfPvtForImageClassification(ImageClassificationMixin, VitfPvtPreTrainedModel):

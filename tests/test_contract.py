@@ -81,6 +81,7 @@ UNTRAINED = {
     "VitfDeepvit": r"mixing\.bias$",  # one number for all entries of a map, which batch norm takes out
     # It changes the patches, of which the class token sees nothing more.
     "VitfLocalvitForImageClassification": r"layers\.1\.feed_forward\.",
+    "VitfLocalvitPvtForImageClassification": r"stages\.1\.layers\.1\.feed_forward\.",
     # One number for all keys; and in the last layer the class token, which alone is read, has no distances and is not pooled.
     "VitfMvit": r"key_pool\.layernorm\.bias$",
     "VitfMvitVideoFor": r"key_pool\.layernorm\.bias$|stages\.1\.layers\.1\.attention\.(relative|query_pool\.weight)",
@@ -847,6 +848,12 @@ _VIVIT = {
     r"patch_embeddings.*weight$": ("normal", (2 * _FAN_IN) ** -0.5),
     r"time_embeddings": ("normal", 0.02),
 }
+_LOCALVIT = {
+    **_NORMS,
+    r"feed_forward\.expansion\.": ("uniform", _WIDTH**-0.5),
+    r"feed_forward\.depthwise\.": ("uniform", 1 / 3),
+    r"feed_forward\.reduction\.": ("uniform", (2 * _WIDTH) ** -0.5),
+}
 INITIALISATION = {
     "vit": (_JAX, {}),
     "vit-deit3": (_TRUNC_NORMAL, {}),
@@ -961,14 +968,26 @@ INITIALISATION = {
         {"hidden_sizes": [_WIDTH] * 3, "num_heads": [2] * 3, "num_labels": 64},
     ),
     "localvit": (
+        {**_LOCALVIT, **_TRUNC_NORMAL},
+        {},
+    ),
+    "localvit_swin": (
         {
-            **_NORMS,
-            r"expansion\.": ("uniform", _WIDTH**-0.5),
-            r"depthwise\.": ("uniform", 1 / 3),
-            r"reduction\.": ("uniform", (2 * _WIDTH) ** -0.5),
+            **_LOCALVIT,
+            r"patch_embeddings\.projection": ("uniform", (2 * 2 * 3) ** -0.5),
+            r"position_bias": ("normal", 0.02),
             **_TRUNC_NORMAL,
         },
-        {},
+        {"hidden_sizes": [_WIDTH] * 3, "num_heads": [2, 4, 8], "num_labels": 64},
+    ),
+    "localvit_pvt": (
+        {
+            **_LOCALVIT,
+            r"^localvit_pvt\.embeddings\.patch_embeddings\.": ("uniform", (4 * 4 * 3) ** -0.5),
+            r"patch_embeddings\.|attention\.reduction\.conv\.": ("uniform", (2 * 2 * _WIDTH) ** -0.5),
+            **_TRUNC_NORMAL,
+        },
+        {"hidden_sizes": [_WIDTH] * 2, "num_labels": 64},
     ),
     "timesformer": (
         {
