@@ -112,7 +112,7 @@ def count_flops(model: nn.Module, shape: tuple[int, ...]) -> int:
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    model = model.to("meta").eval()
+    model = model.to("meta").eval().requires_grad_(False)  # the counter hooks into the graph where there is one
     counter = FlopCounterMode(display=False)
     # Fused attention kernels hide their products from the counter.
     with counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
