@@ -73,6 +73,17 @@ NOT_APPLICABLE = {
         "pvt_v2",
         "test_hidden_states_output",
     ): "asserts one number of tokens and one width; those of PVT v2 change with the stage",
+    ("localvit_pvt", "test_attention_outputs"): "asserts num_hidden_layers maps; a stage of PVT has one a layer",
+    (
+        "localvit_pvt",
+        "test_hidden_states_output",
+    ): "asserts one number of tokens and one width; those of PVT change with the stage",
+    ("localvit_swin", "test_num_layers_is_small"): "asserts at most two layers; there are three stages",
+    ("localvit_swin", "test_attention_outputs"): "asserts num_hidden_layers maps; a stage of Swin has one a layer",
+    (
+        "localvit_swin",
+        "test_hidden_states_output",
+    ): "asserts one number of tokens and one width; those of Swin change with the stage",
     ("twins", "test_attention_outputs"): "asserts num_hidden_layers maps; a stage of Twins has one a layer",
     (
         "twins",
