@@ -29,7 +29,7 @@ from .modeling_vitf import (
     VitfPreTrainedModel,
     masked_embeddings,
 )
-from .windows import WindowBias, from_windows, relative_position_index, to_windows
+from .windows import WindowBias, from_windows, relative_position_index, static_size, to_windows
 
 
 class SwinEmbeddings(nn.Module):
@@ -241,7 +241,7 @@ class SwinEncoderMixin:
             `hidden_states`: the input of the first stage and the output of each, (B, N, C) with N and C of the stage;
             `attentions`: (B * W, heads, n, n) a layer, the windows of an image together.
         """
-        height, width = pixel_values.shape[-2:]
+        height, width = static_size(pixel_values.shape[-2:])
         hidden_states = self.embeddings(pixel_values, bool_masked_pos, mask_token)
         grids = self.config.feature_map_sizes(height, width)
         plan = self.plan_windows(height, width)
