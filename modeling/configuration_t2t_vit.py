@@ -39,6 +39,8 @@ class VitfT2tVitConfig(VitfConfig):
     """
 
     model_type = "vitf_t2t_vit"
+    # Kernel, stride and padding of the windows that become a token, in cells of the map before it (models/t2t_vit.py).
+    SOFT_SPLITS: ClassVar[tuple[tuple[int, int, int], ...]] = ((7, 4, 2), (3, 2, 1), (3, 2, 1))
 
     PREPROCESSING: ClassVar[dict[str, Any]] = {**VitfConfig.PREPROCESSING, "crop_pct": 0.9}
     VARIANTS: ClassVar[dict[str, dict[str, Any]]] = {
@@ -76,6 +78,11 @@ class VitfT2tVitConfig(VitfConfig):
     @property
     def stage_strides(self) -> list[tuple[int, int]]:
         return [(16, 16)] * len(self.stage_names)
+
+    def feature_map_sizes(self, height: int, width: int) -> list[tuple[int, int]]:
+        for kernel, stride, padding in self.SOFT_SPLITS:
+            height, width = ((side + 2 * padding - kernel) // stride + 1 for side in (height, width))
+        return [(height, width)] * len(self.stage_names)
 
 
 __all__ = ["VitfT2tVitConfig"]

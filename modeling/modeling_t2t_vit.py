@@ -126,11 +126,10 @@ class T2tVitTokenLayer(nn.Module):
 class T2tVitTokenizer(nn.Module):
     """(B, num_channels, H, W) to (B, h * w, C): soft splits into overlapping windows, with a token layer after two of them."""
 
-    # Kernel, stride and padding of each soft split, in cells of the map before it (models/t2t_vit.py).
-    soft_splits = ((7, 4, 2), (3, 2, 1), (3, 2, 1))
-
     def __init__(self, config: VitfT2tVitConfig):
         super().__init__()
+        self.config = config
+        self.soft_splits = config.SOFT_SPLITS
         self.num_channels = config.num_channels
         widths = (config.num_channels, config.token_dim, config.token_dim)
         unfolded = [width * kernel**2 for width, (kernel, _, _) in zip(widths, self.soft_splits, strict=True)]
@@ -139,9 +138,7 @@ class T2tVitTokenizer(nn.Module):
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of tokens of an image of `height` x `width` pixels."""
-        for split in self.soft_splits:
-            height, width = self.split_grid(split, height, width)
-        return height, width
+        return self.config.feature_map_sizes(height, width)[0]
 
     def split_grid(self, split: tuple[int, int, int], height: int, width: int) -> tuple[int, int]:
         """Rows and columns of windows of one soft split."""

@@ -73,7 +73,7 @@ def test_what_a_user_can_mend_is_one_line_and_exit_code_2(argv, names, capsys):
     ("argv", "names"),
     [
         (["trian"], "'trian'"),
-        (["predict", "--model", "x"], "IMAGE"),
+        (["predict", "--model", "x"], "FILE"),
         (["train", "--batch_sise", "3"], "did you mean '--batch_size'?"),
         (["evaluate", "--model", "x", "--dataset", "digits", "--on_bad_image", "keep"], "'skip', 'error'"),
     ],
