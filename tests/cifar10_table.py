@@ -27,11 +27,15 @@ from hf_vit_family.files import write_text
 RESULTS = Path(__file__).with_suffix(".json")
 BATCH_SIZE, NUM_LABELS = 128, 10
 _PLAIN = {"patch_size": 4, "hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "mlp_ratio": 2}
+_PYRAMID = {"patch_size": 2, "hidden_sizes": [32, 64, 128], "depths": [2, 2, 2], "num_heads": [1, 2, 4]}
 # Architecture to a variant and the fields that make it small. Images have 32 x 32 pixels where `image_size` is not given.
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "vit": ("vit_tiny_patch16_224", {**_PLAIN}),
     "deit": ("deit_tiny_distilled_patch16_224", {**_PLAIN}),
-    "cct": ("cct_2_3x2_32", {}),
+    "cct": (
+        "cct_2_3x2_32",
+        {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "mlp_ratio": 2},
+    ),
     "pit": (
         "pit_ti",
         {
@@ -69,6 +73,31 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
             "mlp_ratios": [2, 2],
         },
     ),
+    "levit": (
+        "levit_128s",
+        {"patch_size": 4, "hidden_sizes": [64, 96, 128], "depths": [1, 1, 1], "num_heads": [2, 3, 4]},
+    ),
+    "cvt": (
+        "cvt_13",
+        {**_PYRAMID, "patch_kernel_sizes": [3, 3, 3], "patch_paddings": [1, 1, 1], "mlp_ratio": 2},
+    ),
+    "pvt": ("pvt_tiny", {**_PYRAMID, "mlp_ratios": [2, 2, 2], "sr_ratios": [4, 2, 1]}),
+    "pvt_v2": ("pvt_v2_b0", {**_PYRAMID, "mlp_ratios": [2, 2, 2], "sr_ratios": [4, 2, 1]}),
+    "twins": (
+        "twins_svt_small",
+        {**_PYRAMID, "mlp_ratios": [2, 2, 2], "sr_ratios": [4, 2, 1], "window_sizes": [4, 4, 4]},
+    ),
+    "nest": ("nest_tiny_s16_32", {**_PYRAMID, "block_size": 4, "mlp_ratio": 2}),
+    "swin": ("swin_tiny_patch4_window7_224", {**_PYRAMID, "window_size": 4, "mlp_ratio": 2}),
+    "swinv2": (
+        "swinv2_tiny_patch4_window8_256",
+        {**_PYRAMID, "window_size": 4, "pretrained_window_sizes": [0, 0, 0], "mlp_ratio": 2},
+    ),
+    "regionvit": (
+        "regionvit_tiny_224",
+        {**_PYRAMID, "patch_conv_type": "1conv", "window_sizes": [4, 4, 4], "mlp_ratio": 2},
+    ),
+    "mvit": ("mvitv2_tiny", {**_PYRAMID, "kv_strides": [4, 2, 1], "kv_kernel_sizes": [3, 3, 3], "mlp_ratio": 2}),
 }
 
 
@@ -90,7 +119,7 @@ def command(architecture: str) -> list[str]:
     fields = {name: value for name, value in fields.items() if name != "image_size"}
     words = ["vit-family", "train", "--recipe", "cifar10_short", "--model", variant]
     if image_size(architecture) != 32:
-        words += ["--image-size", str(image_size(architecture))]
+        words += ["--image_size", str(image_size(architecture))]
     if fields:
         words += ["--set", *(f"{name}={json.dumps(value, separators=(',', ':'))}" for name, value in fields.items())]
     return words
