@@ -6,16 +6,16 @@ from huggingface_hub.dataclasses import strict
 
 from .configuration_vitf import VitfPyramidConfig
 
-# Section 3.3 of arXiv 2103.14030; configs/swin/ of microsoft/Swin-Transformer@f82860b.
-_TINY = {"drop_path_rate": 0.2}
-_SMALL = {"depths": [2, 2, 18, 2], "drop_path_rate": 0.3}
-_BASE = {
+# Sizes, also those of Swin V2: section 3.3 of arXiv 2103.14030; configs/swin/ of microsoft/Swin-Transformer@f82860b.
+TINY = {"drop_path_rate": 0.2}
+SMALL = {"depths": [2, 2, 18, 2], "drop_path_rate": 0.3}
+BASE = {
     "hidden_sizes": [128, 256, 512, 1024],
     "depths": [2, 2, 18, 2],
     "num_heads": [4, 8, 16, 32],
     "drop_path_rate": 0.5,
 }
-_LARGE = {
+LARGE = {
     "hidden_sizes": [192, 384, 768, 1536],
     "depths": [2, 2, 18, 2],
     "num_heads": [6, 12, 24, 48],
@@ -53,25 +53,25 @@ class VitfSwinConfig(VitfPyramidConfig):
     base_model_fsdp_plan: ClassVar[dict[Any, str]] = {"stages.*.layers.*": "free_full_weight"}
 
     VARIANTS: ClassVar[dict[str, dict[str, Any]]] = {
-        "swin_tiny_patch4_window7_224": {**_TINY},
-        "swin_small_patch4_window7_224": {**_SMALL},
-        "swin_base_patch4_window7_224": {**_BASE},
-        "swin_base_patch4_window12_384": {**_BASE, **_384},
-        "swin_large_patch4_window7_224": {**_LARGE},
-        "swin_large_patch4_window12_384": {**_LARGE, **_384},
+        "swin_tiny_patch4_window7_224": {**TINY},
+        "swin_small_patch4_window7_224": {**SMALL},
+        "swin_base_patch4_window7_224": {**BASE},
+        "swin_base_patch4_window12_384": {**BASE, **_384},
+        "swin_large_patch4_window7_224": {**LARGE},
+        "swin_large_patch4_window12_384": {**LARGE, **_384},
         "swin_tiny_c24_patch4_window8_256": {
-            **_TINY,
+            **TINY,
             "num_heads": [4, 8, 16, 32],
             "window_size": 8,
             "image_size": 256,
         },
         # Pretrained on ImageNet-22k, with the head of its classes.
-        "swin_tiny_patch4_window7_224_22k": {**_TINY, **_22K, "drop_path_rate": 0.1},
-        "swin_small_patch4_window7_224_22k": {**_SMALL, **_22K, "drop_path_rate": 0.2},
-        "swin_base_patch4_window7_224_22k": {**_BASE, **_22K, "drop_path_rate": 0.2},
-        "swin_base_patch4_window12_384_22k": {**_BASE, **_384, **_22K, "drop_path_rate": 0.2},
-        "swin_large_patch4_window7_224_22k": {**_LARGE, **_22K},
-        "swin_large_patch4_window12_384_22k": {**_LARGE, **_384, **_22K},
+        "swin_tiny_patch4_window7_224_22k": {**TINY, **_22K, "drop_path_rate": 0.1},
+        "swin_small_patch4_window7_224_22k": {**SMALL, **_22K, "drop_path_rate": 0.2},
+        "swin_base_patch4_window7_224_22k": {**BASE, **_22K, "drop_path_rate": 0.2},
+        "swin_base_patch4_window12_384_22k": {**BASE, **_384, **_22K, "drop_path_rate": 0.2},
+        "swin_large_patch4_window7_224_22k": {**LARGE, **_22K},
+        "swin_large_patch4_window12_384_22k": {**LARGE, **_384, **_22K},
     }
 
     hidden_sizes: list[int] | tuple[int, ...] = (96, 192, 384, 768)

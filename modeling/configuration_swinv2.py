@@ -4,24 +4,10 @@ from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 
-from .configuration_swin import check_windows
+from .configuration_swin import BASE, LARGE, SMALL, TINY, check_windows
 from .configuration_vitf import VitfPyramidConfig
 
 # Section 4.1 of arXiv 2111.09883; configs/swinv2/ of microsoft/Swin-Transformer@f82860b.
-_TINY = {"drop_path_rate": 0.2}
-_SMALL = {"depths": [2, 2, 18, 2], "drop_path_rate": 0.3}
-_BASE = {
-    "hidden_sizes": [128, 256, 512, 1024],
-    "depths": [2, 2, 18, 2],
-    "num_heads": [4, 8, 16, 32],
-    "drop_path_rate": 0.5,
-}
-_LARGE = {
-    "hidden_sizes": [192, 384, 768, 1536],
-    "depths": [2, 2, 18, 2],
-    "num_heads": [6, 12, 24, 48],
-    "drop_path_rate": 0.2,
-}
 _22K = {"image_size": 192, "window_size": 12, "num_labels": 21841, "drop_path_rate": 0.2}
 _FINE_TUNED = {"pretrained_window_sizes": [12, 12, 12, 6], "drop_path_rate": 0.2}
 _384 = {"image_size": 384, "window_size": 24, "crop_pct": 1.0}
@@ -58,20 +44,20 @@ class VitfSwinv2Config(VitfPyramidConfig):
     PER_STAGE: ClassVar[tuple[str, ...]] = (*VitfPyramidConfig.PER_STAGE, "pretrained_window_sizes")
 
     VARIANTS: ClassVar[dict[str, dict[str, Any]]] = {
-        "swinv2_tiny_patch4_window8_256": {**_TINY},
-        "swinv2_small_patch4_window8_256": {**_SMALL},
-        "swinv2_base_patch4_window8_256": {**_BASE},
-        "swinv2_tiny_patch4_window16_256": {**_TINY, "window_size": 16},
-        "swinv2_small_patch4_window16_256": {**_SMALL, "window_size": 16},
-        "swinv2_base_patch4_window16_256": {**_BASE, "window_size": 16},
+        "swinv2_tiny_patch4_window8_256": {**TINY},
+        "swinv2_small_patch4_window8_256": {**SMALL},
+        "swinv2_base_patch4_window8_256": {**BASE},
+        "swinv2_tiny_patch4_window16_256": {**TINY, "window_size": 16},
+        "swinv2_small_patch4_window16_256": {**SMALL, "window_size": 16},
+        "swinv2_base_patch4_window16_256": {**BASE, "window_size": 16},
         # Pretrained on ImageNet-22k, with the head of its classes.
-        "swinv2_base_patch4_window12_192_22k": {**_BASE, **_22K},
-        "swinv2_large_patch4_window12_192_22k": {**_LARGE, **_22K},
+        "swinv2_base_patch4_window12_192_22k": {**BASE, **_22K},
+        "swinv2_large_patch4_window12_192_22k": {**LARGE, **_22K},
         # Pretrained there, then fine-tuned with larger windows.
-        "swinv2_base_patch4_window12to16_192to256": {**_BASE, **_FINE_TUNED, "window_size": 16},
-        "swinv2_base_patch4_window12to24_192to384": {**_BASE, **_FINE_TUNED, **_384},
-        "swinv2_large_patch4_window12to16_192to256": {**_LARGE, **_FINE_TUNED, "window_size": 16},
-        "swinv2_large_patch4_window12to24_192to384": {**_LARGE, **_FINE_TUNED, **_384},
+        "swinv2_base_patch4_window12to16_192to256": {**BASE, **_FINE_TUNED, "window_size": 16},
+        "swinv2_base_patch4_window12to24_192to384": {**BASE, **_FINE_TUNED, **_384},
+        "swinv2_large_patch4_window12to16_192to256": {**LARGE, **_FINE_TUNED, "window_size": 16},
+        "swinv2_large_patch4_window12to24_192to384": {**LARGE, **_FINE_TUNED, **_384},
     }
 
     image_size: int | list[int] | tuple[int, int] = 256

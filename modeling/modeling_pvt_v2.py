@@ -10,7 +10,6 @@ from itertools import pairwise
 
 import torch
 from torch import nn
-from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -31,7 +30,7 @@ from .spatial_reduction import (
     PyramidPatchEmbeddings,
     SpatialReductionAttention,
     check_pyramid_input,
-    init_fan_out_normal,
+    init_fan_out,
     spatial_reduction_attention,
 )
 
@@ -135,15 +134,7 @@ class VitfPvtV2PreTrainedModel(VitfPreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, nn.Linear):
-            init.trunc_normal_(module.weight, std=self.config.initializer_range)
-            if module.bias is not None:
-                init.zeros_(module.bias)
-        elif isinstance(module, nn.Conv2d):
-            init_fan_out_normal(module)
-        elif isinstance(module, nn.LayerNorm):
-            init.ones_(module.weight)
-            init.zeros_(module.bias)
+        init_fan_out(module, self.config.initializer_range)
 
 
 class VitfPvtV2Model(VitfPvtV2PreTrainedModel):

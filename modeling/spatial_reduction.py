@@ -125,8 +125,19 @@ def spatial_reduction_attention(config, stage: int) -> SpatialReductionAttention
     return SpatialReductionAttention(config, hidden_size, config.num_heads[stage], reduction)
 
 
-def init_fan_out_normal(conv: nn.Conv2d) -> None:
-    """Normal with variance 2 over the number of outputs that a pixel reaches; bias zero."""
-    fan_out = conv.out_channels // conv.groups * math.prod(conv.kernel_size)
-    init.normal_(conv.weight, std=math.sqrt(2 / fan_out))
-    init.zeros_(conv.bias)
+def init_fan_out(module: nn.Module, std: float) -> None:
+    """
+    The initialisation of PVT v2 and Twins: linear layers truncated normal, convolutions normal with variance 2 over the number
+    of outputs that a pixel reaches, norms 1, biases 0.
+    """
+    if isinstance(module, nn.Linear):
+        init.trunc_normal_(module.weight, std=std)
+        if module.bias is not None:
+            init.zeros_(module.bias)
+    elif isinstance(module, nn.Conv2d):
+        fan_out = module.out_channels // module.groups * math.prod(module.kernel_size)
+        init.normal_(module.weight, std=math.sqrt(2 / fan_out))
+        init.zeros_(module.bias)
+    elif isinstance(module, nn.LayerNorm):
+        init.ones_(module.weight)
+        init.zeros_(module.bias)
