@@ -77,18 +77,22 @@ class VideoReader:
         self.container = None
         self.timeline = None
         self.patience = 1.0  # seconds to decode rather than look for a key frame in between
-        self.rewind()
-        self.first_time = self.ahead_time
-        self.timeline = self._declared() or self._scanned()
+        try:
+            self.rewind()
+            self.first_time = self.ahead_time
+            self.timeline = self._declared() or self._scanned()
+        except BaseException:
+            self.close()
+            raise
 
     def rewind(self) -> None:
         """Goes back to the first frame, in a way that works for every container."""
         self.close()
         self.container = _open_container(self.file)
-        streams = [s for s in self.container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
-        if not streams:
+        attached = av.stream.Disposition.attached_pic
+        self.stream = next((s for s in self.container.streams.video if not s.disposition & attached), None)
+        if self.stream is None:
             raise UnreadableVideoError("it has no video stream")
-        self.stream = streams[0]
         if get_worker_info() is None:
             self.stream.thread_type = "AUTO"  # loader workers share the cores already
         self.count = 0
@@ -97,8 +101,15 @@ class VideoReader:
             raise UnreadableVideoError("it has no frame that can be decoded")
 
     def close(self) -> None:
+        """
+        Frees the decoder and its threads now.
+
+        Left to the garbage collector, they might be freed in a forked loader worker, which would wait for ever: threads
+        are not copied with a process.
+        """
         if self.container is not None:
             self.container.close()
+        self.container = self.stream = self.frames = self.current = self.ahead = None
 
     def _start_decoding(self) -> None:
         self.frames = self.container.decode(self.stream)
@@ -216,7 +227,8 @@ def _open(source: bytes | str | Path) -> BinaryIO:
 
 def _to_rgb(frame: av.VideoFrame) -> np.ndarray:
     """(H, W, 3), upright as the file's display matrix says."""
-    pixels = frame.to_ndarray(format="rgb24")
+    # One thread, because a frame keeps its converter: see VideoReader.close.
+    pixels = frame.reformat(format="rgb24", threads=1).to_ndarray()
     return np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90) % 4))
 
 

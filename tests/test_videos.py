@@ -1,7 +1,9 @@
 """Reading videos: whatever a file holds, the right frames or one clear error come out, and little is decoded."""
 
 import functools
+import gc
 import io
+import multiprocessing
 import pickle
 import sys
 import tempfile
@@ -260,6 +262,33 @@ def test_broken_files_give_one_line_that_names_them(tmp_path, kind):
     assert message.startswith(f"cannot read video {path}: ")
     assert reason in message
     assert len(message) > len(f"cannot read video {path}: ") + 5
+
+
+@pytest.mark.parametrize("kind", ["sound", *BROKEN])
+def test_forked_process_can_free_what_a_reader_left(kind):
+    """Threads are not copied with a process: a decoder that waits for its own would wait for ever."""
+    video = _container("mp4") if kind == "sound" else BROKEN[kind][0]()
+
+    def leave_garbage():
+        try:
+            read_frames(video, ALL)
+        except UnreadableVideoError as error:
+            cycle = error  # the error holds its traceback, and that this frame  # noqa: F841
+            return True
+        return False
+
+    gc.collect()
+    gc.disable()
+    try:
+        assert leave_garbage() == (kind != "sound")
+        process = multiprocessing.get_context("fork").Process(target=gc.collect)
+        process.start()
+        process.join(timeout=60)
+        process.kill()
+        process.join()
+    finally:
+        gc.enable()
+    assert process.exitcode == 0
 
 
 def test_missing_files_and_folders(tmp_path):
