@@ -5,7 +5,7 @@ import hashlib
 import json
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,8 @@ KEY_PREFIXES = ("module.", "_orig_mod.", "opt/target/", "optimizer/target/", "pa
 
 # Files of a folder that hold weights, the safe ones first.
 WEIGHTS = ("*.safetensors", "*.npz", "*.bin", "*.pth", "*.pyth", "*.pt")
+# Files that say how transformers prepares the input: of clips, where there are two, and else of images.
+PREPROCESSORS = ("video_preprocessor_config.json", "preprocessor_config.json")
 
 
 @dataclass
@@ -40,7 +42,7 @@ class CheckpointFile:
         state_dict: Key to tensor, as the original model names them.
         source: What the user named. path: The first file. sha256: Digest of the files, in order.
         wrapper: Keys under which the state dict was nested. key_prefix: What was taken off every key.
-        metadata: The config.json next to it; preprocessor: the preprocessor_config.json.
+        metadata: The config.json next to it; preprocessor: that of its processor, of clips where there is one.
     """
 
     state_dict: dict[str, Tensor]
@@ -130,6 +132,10 @@ def unwrap(content: Mapping[str, Any]) -> tuple[Mapping[str, Any], list[str], st
     return content, wrapper, taken
 
 
+def _read_first_json(folder: Path, names: Sequence[str]) -> dict[str, Any]:
+    return next(filter(None, (_read_json(folder / name) for name in names)), {})
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
@@ -172,7 +178,7 @@ def _download(source: str) -> Path:
         weights = next((kind for kind in WEIGHTS if kind[1:] in present), None)
         if weights is None:
             raise UnreadableCheckpointError(f"{source}: no weights; expected one of {', '.join(WEIGHTS)}")
-        return Path(snapshot_download(repository, allow_patterns=["config.json", "preprocessor_config.json", weights]))
+        return Path(snapshot_download(repository, allow_patterns=["config.json", *PREPROCESSORS, weights]))
     except HFValidationError as error:
         raise UnreadableCheckpointError(f"{source!r} is neither a file, nor a folder, nor a Hub id") from error
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
@@ -214,7 +220,7 @@ def read_checkpoint(source: str | Path) -> CheckpointFile:
         wrapper=wrapper,
         key_prefix=prefix,
         metadata={} if stands_alone else _read_json(folder / "config.json"),
-        preprocessor={} if stands_alone else _read_json(folder / "preprocessor_config.json"),
+        preprocessor={} if stands_alone else _read_first_json(folder, PREPROCESSORS),
     )
 
 

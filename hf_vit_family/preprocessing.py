@@ -1,15 +1,22 @@
-"""How images are prepared for a converted checkpoint, from what its publisher says."""
+"""How images and clips are prepared for a converted checkpoint, read and written in the words of its publisher."""
 
 from collections.abc import Mapping
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
+from transformers import TimesformerVideoProcessor, ViTImageProcessor, VivitVideoProcessor
 from transformers.image_utils import PILImageResampling
 
 from .checkpoints import CheckpointFile
-from .errors import ConversionError
+from .errors import ConversionError, UserError
 from .modeling.configuration_vitf import VitfConfig, pair
+from .modeling.image_processing_vitf import VitfImageProcessor
+from .modeling.video_processing_vitf import VitfVideoProcessor
 from .registry import Architecture
+
+# transformers' processors of clips, by model type. None of them chooses frames.
+_VIDEO_PROCESSORS = {"timesformer": TimesformerVideoProcessor, "vivit": VivitVideoProcessor}
 
 
 def nearest_variant(config: VitfConfig) -> str:
@@ -44,6 +51,9 @@ def _edge(size: int | Mapping[str, int]) -> int:
 
 def _from_transformers(preprocessor: Mapping[str, Any]) -> dict[str, Any]:
     result = {name: preprocessor[name] for name in ("image_mean", "image_std") if preprocessor.get(name)}
+    if preprocessor.get("video_processor_type") == VivitVideoProcessor.__name__:  # of pixels from -1 to 1, see below
+        result["image_mean"] = [(mean + 1) / 2 for mean in preprocessor["image_mean"]]
+        result["image_std"] = [std / 2 for std in preprocessor["image_std"]]
     if isinstance(preprocessor.get("resample"), int):
         result["resample"] = PILImageResampling(preprocessor["resample"]).name.lower()
     cropped = preprocessor.get("do_center_crop") and preprocessor.get("crop_size") and preprocessor.get("size")
@@ -71,3 +81,45 @@ def find_preprocessing(
     if file.preprocessor:
         return result | _from_transformers(file.preprocessor)
     return result | (dict(architecture.conversion.CHECKPOINTS[published].preprocessing) if published else {})
+
+
+def write_preprocessing(
+    processor: VitfImageProcessor | VitfVideoProcessor, native_config: Mapping[str, Any], folder: Path
+) -> dict[str, Any]:
+    """
+    Says in the words of timm or transformers how images or clips are prepared: what belongs into config.json is returned, a
+    file of its own is written.
+
+    Args:
+        processor: Ours. native_config: The config.json of the model, by which its library is known. folder: Where it goes.
+
+    Raises:
+        UserError: if that library's processor cannot do it.
+    """
+    height, width = processor.size["height"], processor.size["width"]
+    model_type = native_config.get("model_type")
+    if model_type is None:  # timm
+        pretrained_cfg = {
+            "input_size": [len(processor.image_mean), height, width],
+            "crop_pct": processor.crop_pct or 1.0,
+            "crop_mode": "squash" if processor.crop_pct is None else "center",
+            "interpolation": PILImageResampling(processor.resample).name.lower(),
+            "mean": list(processor.image_mean),
+            "std": list(processor.image_std),
+        }
+        return {"pretrained_cfg": pretrained_cfg}
+    values = {"size": {"height": height, "width": width}, "do_center_crop": False}
+    if processor.crop_pct is not None:
+        if height != width:
+            raise UserError("transformers' processor crops squares only; set crop_pct to null in the processor's file")
+        values = {
+            "size": {"shortest_edge": int(height / processor.crop_pct)},
+            "crop_size": {"height": height, "width": width},
+            "do_center_crop": True,
+        }
+    values |= {name: getattr(processor, name) for name in ("resample", "image_mean", "image_std")}
+    if model_type == "vivit":  # which has made pixels lie between -1 and 1 before it normalises them
+        values["image_mean"] = [2 * mean - 1 for mean in values["image_mean"]]
+        values["image_std"] = [2 * std for std in values["image_std"]]
+    _VIDEO_PROCESSORS.get(model_type, ViTImageProcessor)(**values).save_pretrained(folder)
+    return {}

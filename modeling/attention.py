@@ -69,11 +69,12 @@ def attend(
     Returns:
         The context `(B, N, h * d)` and the map `(B, h, N, M)`, or `None` where a fused kernel ran.
     """
+    dropout = module.config.attention_probs_dropout_prob if module.training else 0.0
+    learned_bias = position_bias is not None and position_bias.requires_grad
     implementation = "eager" if output_attentions else module.config._attn_implementation
-    if implementation == "sdpa" and position_bias is not None and position_bias.requires_grad and query.is_cpu:
-        implementation = (
-            "eager"  # CPUs have no fused kernel with a gradient for the bias; what sdpa does instead is slower
-        )
+    if implementation == "sdpa" and query.is_cpu and (dropout or learned_bias):
+        # CPUs have no fused kernel with dropout or with a gradient for the bias; what sdpa does instead is slower.
+        implementation = "eager"
     interface = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
     if position_bias is not None:
         if implementation == "flex_attention":  # it reads the bias of each example by index
@@ -86,7 +87,7 @@ def attend(
         value,
         None,
         scaling=scaling,
-        dropout=module.config.attention_probs_dropout_prob if module.training else 0.0,
+        dropout=dropout,
         **kwargs,
     )
     return context.flatten(2), probabilities

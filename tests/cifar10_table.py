@@ -93,9 +93,21 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         "swinv2_tiny_patch4_window8_256",
         {**_PYRAMID, "window_size": 4, "pretrained_window_sizes": [0, 0, 0], "mlp_ratio": 2},
     ),
+    "localvit_pvt": (
+        "localvit_pvt_tiny",
+        {**_PYRAMID, "mlp_ratios": [2, 2, 2], "sr_ratios": [4, 2, 1], "se_reductions": [8, 16, 32]},
+    ),
+    "localvit_swin": (
+        "localvit_swin_tiny_patch4_window7_224",
+        {**_PYRAMID, "window_size": 4, "mlp_ratio": 2, "se_reductions": [8, 16, 32]},
+    ),
     "regionvit": (
         "regionvit_tiny_224",
         {**_PYRAMID, "patch_conv_type": "1conv", "window_sizes": [4, 4, 4], "mlp_ratio": 2},
+    ),
+    "coatnet": (
+        "coatnet_0_224",
+        {**_PYRAMID, "patch_size": 1, "stem_channels": [32, 32], "conv_depths": [2, 0, 0], "representation_size": None},
     ),
     "mvit": ("mvitv2_tiny", {**_PYRAMID, "kv_strides": [4, 2, 1], "kv_kernel_sizes": [3, 3, 3], "mlp_ratio": 2}),
 }

@@ -11,6 +11,7 @@ from huggingface_hub.errors import StrictDataclassError
 from models import VIDEO_CASES, architecture_of, fresh, random_pixels, tiny_config, tiny_model
 from safetensors.torch import load_file
 from transformers import (
+    AutoModelForVideoClassification,
     AutoVideoProcessor,
     TimesformerConfig,
     TimesformerForVideoClassification,
@@ -19,6 +20,7 @@ from transformers import (
     VivitModel,
     pipeline,
 )
+from vit_family_launcher import main
 
 from hf_vit_family import create_processor
 from hf_vit_family.attention import rollout
@@ -387,6 +389,35 @@ def test_vivit_equals_transformers_own(tmp_path, head, original_names):
     stored, exported = load_file(tmp_path / "model.safetensors"), export_checkpoint(model, report.layout)
     assert exported.keys() == stored.keys()
     assert all(torch.equal(exported[key], tensor) for key, tensor in stored.items())
+
+
+@pytest.mark.parametrize("case", ["timesformer", "vivit"])
+def test_transformers_reads_the_folder_that_is_written_for_it(tmp_path, case):
+    model = tiny_model(case)
+    config = model.config
+    processor = create_processor(
+        next(iter(type(config).VARIANTS)),
+        size=config.image_size,
+        num_frames=config.num_frames,
+        crop_pct=0.8,
+        image_mean=[0.4, 0.5, 0.6],
+        image_std=[0.2, 0.3, 0.4],
+    )
+    model.save_pretrained(tmp_path / "ours")
+    processor.save_pretrained(tmp_path / "ours")
+    assert main(["convert", f"{tmp_path}/ours", "--to", "transformers", "--output", f"{tmp_path}/native"]) == 0
+    native = AutoModelForVideoClassification.from_pretrained(tmp_path / "native")
+    their_processor = AutoVideoProcessor.from_pretrained(tmp_path / "native")
+    assert (native.config.model_type, type(their_processor).__module__.split(".")[0]) == (case, "transformers")
+    clip = torch.randint(0, 256, (config.num_frames, 3, 41, 67), dtype=torch.uint8)
+    theirs, ours = (each(clip, return_tensors="pt").pixel_values for each in (their_processor, processor))
+    torch.testing.assert_close(theirs, ours, atol=2 / 255 / 0.2, rtol=0)
+    with torch.no_grad():
+        torch.testing.assert_close(native(ours).logits, model(ours).logits, atol=1e-5, rtol=1e-5)
+    assert main(["convert", f"{tmp_path}/native", "--output", f"{tmp_path}/again"]) == 0
+    again = AutoVideoProcessor.from_pretrained(tmp_path / "again")
+    for field in ("image_mean", "image_std", "crop_pct"):
+        assert getattr(again, field) == pytest.approx(getattr(processor, field), abs=0.02)
 
 
 def _msgpack(value) -> bytes:

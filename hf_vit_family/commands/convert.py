@@ -17,17 +17,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from transformers import ViTImageProcessor
-from transformers.image_utils import PILImageResampling
-
 from ..cards import Conversion, hub_id
 from ..checkpoints import CheckpointFile, read_checkpoint, write_checkpoint
 from ..conversion import ConversionReport, convert_checkpoint, export_checkpoint, find_layout, original_source
 from ..errors import UserError
 from ..files import whole_folder, write_text
 from ..modeling.configuration_vitf import VitfConfig, unknown_name_message
-from ..modeling.image_processing_vitf import VitfImageProcessor
-from ..preprocessing import find_preprocessing, nearest_variant
+from ..preprocessing import find_preprocessing, nearest_variant, write_preprocessing
 from ..publish import load_model, load_processor
 from ..registry import get_architecture
 from ..variants import create_processor, find_variant
@@ -131,39 +127,7 @@ def write_back(source: str, output: str, layout: str) -> None:
         path = folder / f"model{chosen.suffix}"
         if chosen.native_config is not None:
             native = chosen.native_config(model)
-            preprocessing = write_preprocessing(load_processor(source, model.config), name, folder)
+            preprocessing = write_preprocessing(load_processor(source, model.config), native, folder)
             write_text(folder / "config.json", json.dumps({**native, **preprocessing}, indent=2) + "\n")
         write_checkpoint(export_checkpoint(model, name), path, chosen.wrapper)
     print(f"{Path(output) / path.name}: {type(model).__name__} in the layout {name}")
-
-
-def write_preprocessing(processor: VitfImageProcessor, layout: str, folder: Path) -> dict[str, Any]:
-    """
-    Says in the words of timm or transformers how images are prepared: what belongs into config.json is returned, a file of
-    its own is written.
-    """
-    height, width = processor.size["height"], processor.size["width"]
-    if layout == "timm":
-        pretrained_cfg = {
-            "input_size": [len(processor.image_mean), height, width],
-            "crop_pct": processor.crop_pct or 1.0,
-            "crop_mode": "squash" if processor.crop_pct is None else "center",
-            "interpolation": PILImageResampling(processor.resample).name.lower(),
-            "mean": list(processor.image_mean),
-            "std": list(processor.image_std),
-        }
-        return {"pretrained_cfg": pretrained_cfg}
-    geometry = {"size": {"height": height, "width": width}, "do_center_crop": False}
-    if processor.crop_pct is not None:
-        if height != width:
-            raise UserError(
-                "transformers' processor crops squares only; set crop_pct to null in preprocessor_config.json"
-            )
-        geometry = {
-            "size": {"shortest_edge": int(height / processor.crop_pct)},
-            "crop_size": {"height": height, "width": width},
-            "do_center_crop": True,
-        }
-    names = ("resample", "image_mean", "image_std")
-    ViTImageProcessor(**geometry, **{name: getattr(processor, name) for name in names}).save_pretrained(folder)
-    return {}
