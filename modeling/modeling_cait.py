@@ -121,8 +121,9 @@ class CaitLayer(GradientCheckpointingLayer):
         self.drop_path = DropPath(drop_path_rate)
 
     def forward(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
-        attention_output, _ = self.attention(self.layernorm_before(hidden_states), **kwargs)
-        hidden_states = hidden_states + self.drop_path(self.layer_scale1(attention_output))
+        hidden_states = hidden_states + self.drop_path(
+            self.layer_scale1(self.attention(self.layernorm_before(hidden_states), **kwargs)[0])
+        )
         mlp_output = self.mlp(self.layernorm_after(hidden_states))
         return hidden_states + self.drop_path(self.layer_scale2(mlp_output))
 
@@ -146,8 +147,7 @@ class CaitClassLayer(GradientCheckpointingLayer):
     def forward(self, cls_token: torch.Tensor, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
         """(B, 1, C) and (B, N, C) to (B, 1, C)."""
         tokens = self.layernorm_before(torch.cat((cls_token, hidden_states), dim=1))
-        attention_output, _ = self.attention(tokens, **kwargs)
-        cls_token = cls_token + self.layer_scale1(attention_output)
+        cls_token = cls_token + self.layer_scale1(self.attention(tokens, **kwargs)[0])
         return cls_token + self.layer_scale2(self.mlp(self.layernorm_after(cls_token)))
 
 

@@ -153,8 +153,9 @@ class CrossvitLayer(GradientCheckpointingLayer):
         self.drop_path = DropPath(drop_path_rate)
 
     def forward(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
-        attention_output, _ = self.attention(self.layernorm_before(hidden_states), **kwargs)
-        hidden_states = hidden_states + self.drop_path(attention_output)
+        hidden_states = hidden_states + self.drop_path(
+            self.attention(self.layernorm_before(hidden_states), **kwargs)[0]
+        )
         return hidden_states + self.drop_path(self.mlp(self.layernorm_after(hidden_states)))
 
 
@@ -189,8 +190,9 @@ class CrossvitFusion(GradientCheckpointingLayer):
     def forward(self, hidden_states: torch.Tensor, others: torch.Tensor, **kwargs) -> torch.Tensor:
         """Tokens of its own branch (B, N, C) and of the other (B, M, D) to the first (B, N, C), with a new class token."""
         cls_token = self.into(hidden_states[:, :1])
-        attention_output, _ = self.attention(self.layernorm(torch.cat((cls_token, others[:, 1:]), dim=1)), **kwargs)
-        cls_token = cls_token + self.drop_path(attention_output)
+        cls_token = cls_token + self.drop_path(
+            self.attention(self.layernorm(torch.cat((cls_token, others[:, 1:]), dim=1)), **kwargs)[0]
+        )
         return torch.cat((self.back(cls_token), hidden_states[:, 1:]), dim=1)
 
 

@@ -129,8 +129,9 @@ class DeepvitLayer(GradientCheckpointingLayer):
         self.branch_factor = 1 / config.scale_adjustment
 
     def forward(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
-        attention_output, _ = self.attention(self.layernorm_before(hidden_states), **kwargs)
-        hidden_states = hidden_states.add(self.drop_path(attention_output), alpha=self.branch_factor)
+        hidden_states = hidden_states.add(
+            self.drop_path(self.attention(self.layernorm_before(hidden_states), **kwargs)[0]), alpha=self.branch_factor
+        )
         mlp_output = self.mlp(self.layernorm_after(hidden_states))
         return hidden_states.add(self.drop_path(mlp_output), alpha=self.branch_factor)
 

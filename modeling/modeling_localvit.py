@@ -136,8 +136,9 @@ class LocalvitLayer(GradientCheckpointingLayer):
 
     def forward(self, hidden_states: torch.Tensor, grid: tuple[int, int], **kwargs) -> torch.Tensor:
         """(B, 1 + h * w, C) to the same; `grid` is (h, w)."""
-        attention_output, _ = self.attention(self.layernorm_before(hidden_states), **kwargs)
-        hidden_states = hidden_states + self.drop_path(attention_output)
+        hidden_states = hidden_states + self.drop_path(
+            self.attention(self.layernorm_before(hidden_states), **kwargs)[0]
+        )
         cls_token, patches = hidden_states[:, :1], hidden_states[:, 1:]
         return torch.cat((cls_token, self.feed_forward(patches, grid)), dim=1)
 

@@ -32,8 +32,9 @@ class LocalvitPvtLayer(GradientCheckpointingLayer):
 
     def forward(self, hidden_states: torch.Tensor, grid: tuple[int, int], **kwargs) -> torch.Tensor:
         """(B, N, C) to the same; `grid` is (h, w), and tokens before the map are class tokens."""
-        attention_output, _ = self.attention(self.layernorm_before(hidden_states), grid, **kwargs)
-        hidden_states = hidden_states + self.drop_path(attention_output)
+        hidden_states = hidden_states + self.drop_path(
+            self.attention(self.layernorm_before(hidden_states), grid, **kwargs)[0]
+        )
         num_prefix_tokens = hidden_states.shape[1] - grid[0] * grid[1]
         if num_prefix_tokens == 0:
             return self.feed_forward(hidden_states, grid)

@@ -40,9 +40,11 @@ class LocalvitSwinLayer(GradientCheckpointingLayer):
         self, hidden_states: torch.Tensor, grid: tuple[int, int], window: int, shift: int, **kwargs
     ) -> torch.Tensor:
         """(B, N, C) to the same; `grid` is (h, w)."""
-        normed = self.layernorm_before(hidden_states).unflatten(1, grid)
-        attention_output, _ = self.attention(normed, window, shift, **kwargs)
-        hidden_states = hidden_states + self.drop_path(attention_output.flatten(1, 2))
+        hidden_states = hidden_states + self.drop_path(
+            self.attention(self.layernorm_before(hidden_states).unflatten(1, grid), window, shift, **kwargs)[0].flatten(
+                1, 2
+            )
+        )
         return self.feed_forward(hidden_states, grid)
 
 

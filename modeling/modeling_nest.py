@@ -115,8 +115,7 @@ class NestLayer(GradientCheckpointingLayer):
         return self.drop_path(branch.unflatten(0, (-1, num_blocks))).flatten(0, 1)
 
     def forward(self, blocks: torch.Tensor, num_blocks: int, **kwargs) -> torch.Tensor:
-        attention_output, _ = self.attention(self.layernorm_before(blocks), **kwargs)
-        blocks = blocks + self.drop_images(attention_output, num_blocks)
+        blocks = blocks + self.drop_images(self.attention(self.layernorm_before(blocks), **kwargs)[0], num_blocks)
         return blocks + self.drop_images(self.mlp(self.layernorm_after(blocks)), num_blocks)
 
 

@@ -81,7 +81,8 @@ class PvtV2Mlp(nn.Module):
     def forward(self, hidden_states: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
         hidden_states = self.relu(self.fc1(hidden_states))
         hidden_states = self.depthwise(hidden_states.transpose(1, 2).unflatten(2, grid)).flatten(2).transpose(1, 2)
-        return self.dropout(self.fc2(self.dropout(self.activation(hidden_states))))
+        hidden_states = self.activation(hidden_states)
+        return self.dropout(self.fc2(self.dropout(hidden_states)))
 
 
 class PvtV2Layer(GradientCheckpointingLayer):
@@ -101,8 +102,9 @@ class PvtV2Layer(GradientCheckpointingLayer):
         self.drop_path = DropPath(drop_path_rate)
 
     def forward(self, hidden_states: torch.Tensor, grid: tuple[int, int], **kwargs) -> torch.Tensor:
-        attention_output, _ = self.attention(self.layernorm_before(hidden_states), grid, **kwargs)
-        hidden_states = hidden_states + self.drop_path(attention_output)
+        hidden_states = hidden_states + self.drop_path(
+            self.attention(self.layernorm_before(hidden_states), grid, **kwargs)[0]
+        )
         return hidden_states + self.drop_path(self.mlp(self.layernorm_after(hidden_states), grid))
 
 

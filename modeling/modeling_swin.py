@@ -146,9 +146,12 @@ class SwinLayer(GradientCheckpointingLayer):
     def forward(
         self, hidden_states: torch.Tensor, grid: tuple[int, int], window: int, shift: int, **kwargs
     ) -> torch.Tensor:
-        normed = self.layernorm_before(hidden_states).unflatten(1, grid)
-        attention_output, _ = self.attention(normed, window, shift, **kwargs)
-        hidden_states = hidden_states + self.drop_path(attention_output.flatten(1, 2))
+        # Nested, not named step by step: what a name holds stays in memory until the layer ends.
+        hidden_states = hidden_states + self.drop_path(
+            self.attention(self.layernorm_before(hidden_states).unflatten(1, grid), window, shift, **kwargs)[0].flatten(
+                1, 2
+            )
+        )
         return hidden_states + self.drop_path(self.mlp(self.layernorm_after(hidden_states)))
 
 

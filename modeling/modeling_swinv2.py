@@ -109,21 +109,25 @@ class Swinv2Attention(nn.Module):
         self.proj = nn.Linear(hidden_size, hidden_size)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
+    def project(self, windows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(B * W, n, C) to queries of the learned length, keys of length 1 and values, each (B * W, heads, n, d)."""
+        query, key, value = self.qkv(windows).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        scale = self.logit_scale.clamp(max=math.log(_MAX_SCALE)).exp()
+        # The factor and the length of a query are one number; torch's normalize has this epsilon.
+        query = query * (scale / query.norm(dim=-1, keepdim=True).clamp(min=1e-12))
+        return query, nn.functional.normalize(key, dim=-1, eps=1e-12), value
+
     def forward(
         self, feature_map: torch.Tensor, window: int, shift: int, **kwargs
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(B, h, w, C) to (B, h, w, C) and the map (B * W, heads, n, n)."""
         batch, *grid, _ = feature_map.shape
         position_bias = self.position_bias(batch, grid, window, shift)
-        qkv = self.qkv(to_windows(feature_map, window, shift)).unflatten(2, (3, self.num_heads, -1))
-        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        scale = self.logit_scale.clamp(max=math.log(_MAX_SCALE)).exp()
-        # The factor and the length of a query are one number; torch's normalize has this epsilon.
-        query = query * (scale / query.norm(dim=-1, keepdim=True).clamp(min=1e-12))
-        key = nn.functional.normalize(key, dim=-1, eps=1e-12)
-        context, probabilities = attend(self, query, key, value, 1.0, position_bias=position_bias, **kwargs)
-        windows = self.dropout(self.proj(context))
-        return from_windows(windows, grid, window, shift), probabilities
+        # Not named: three maps of the projection would stay in memory until the windows are put together again.
+        context, probabilities = attend(
+            self, *self.project(to_windows(feature_map, window, shift)), 1.0, position_bias=position_bias, **kwargs
+        )
+        return from_windows(self.dropout(self.proj(context)), grid, window, shift), probabilities
 
 
 class Swinv2Layer(GradientCheckpointingLayer):
@@ -141,9 +145,11 @@ class Swinv2Layer(GradientCheckpointingLayer):
     def forward(
         self, hidden_states: torch.Tensor, grid: tuple[int, int], window: int, shift: int, **kwargs
     ) -> torch.Tensor:
-        attention_output, _ = self.attention(hidden_states.unflatten(1, grid), window, shift, **kwargs)
-        normed = self.layernorm_attention(attention_output.flatten(1, 2))
-        hidden_states = hidden_states + self.drop_path(normed)
+        hidden_states = hidden_states + self.drop_path(
+            self.layernorm_attention(
+                self.attention(hidden_states.unflatten(1, grid), window, shift, **kwargs)[0].flatten(1, 2)
+            )
+        )
         return hidden_states + self.drop_path(self.layernorm_mlp(self.mlp(hidden_states)))
 
 
