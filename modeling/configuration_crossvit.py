@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
 
-from .configuration_vitf import VitfConfig, pair
+from .configuration_vitf import VitfConfig, check_divides, pair
 
 # Kernel size, stride and padding of the three convolutions of convolutional patches, by the size of the patch.
 CONVOLUTIONS = {
@@ -97,10 +97,7 @@ class VitfCrossvitConfig(VitfConfig):
                 raise ValueError(f"VitfCrossvitConfig: {name}={values} must be two positive numbers")
         if not self.depths or any(len(stage) != 2 or min(stage) <= 0 for stage in self.depths):
             raise ValueError(f"VitfCrossvitConfig: depths={self.depths} must be two positive numbers for each stage")
-        if any(width % heads for width, heads in zip(self.hidden_sizes, self.num_heads, strict=True)):
-            raise ValueError(
-                f"VitfCrossvitConfig: hidden_sizes={self.hidden_sizes} are not multiples of num_heads={self.num_heads}"
-            )
+        check_divides(self, "num_heads", "hidden_sizes")
         if any(side % self.patch_sizes[0] for side in pair(self.image_size)):
             raise ValueError(
                 f"VitfCrossvitConfig: image_size={self.image_size} is not a multiple of the first of "

@@ -4,7 +4,7 @@ from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 
-from .configuration_vitf import VitfPyramidConfig, pair
+from .configuration_vitf import VitfPyramidConfig, check_divides, pair
 
 # Table 2 of arXiv 2103.15808; microsoft/CvT@f851e68 experiments/imagenet/cvt/*.yaml.
 _21 = {"depths": [1, 4, 16]}
@@ -65,10 +65,7 @@ class VitfCvtConfig(VitfPyramidConfig):
     layer_norm_eps: float = 1e-5
 
     def validate_geometry(self):
-        if any(width % heads for width, heads in zip(self.hidden_sizes, self.num_heads, strict=True)):
-            raise ValueError(
-                f"VitfCvtConfig: hidden_sizes={self.hidden_sizes} are not multiples of num_heads={self.num_heads}"
-            )
+        check_divides(self, "num_heads", "hidden_sizes")
         if self.kernel_size % 2 == 0:
             raise ValueError(f"VitfCvtConfig: kernel_size={self.kernel_size} is not odd")
 

@@ -85,11 +85,7 @@ class VitfNestConfig(VitfPyramidConfig):
         check_divides(self, "patch_size", "image_size")
         if self.block_size < 1:
             raise ValueError(f"VitfNestConfig: block_size={self.block_size} must be at least 1")
-        for width, heads in zip(self.hidden_sizes, self.num_heads, strict=True):
-            if width % heads:
-                raise ValueError(
-                    f"VitfNestConfig: hidden_sizes={self.hidden_sizes} are no multiples of num_heads={self.num_heads}"
-                )
+        check_divides(self, "num_heads", "hidden_sizes")
 
 
 __all__ = ["VitfNestConfig"]

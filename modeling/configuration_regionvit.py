@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
 
-from .configuration_vitf import VitfPyramidConfig, pair
+from .configuration_vitf import VitfPyramidConfig, check_divides, pair
 
 # Table 1 of arXiv 2106.02689; IBM/RegionViT@77000c2 regionvit/regionvit.py.
 _TINY = {}
@@ -75,12 +75,7 @@ class VitfRegionvitConfig(VitfPyramidConfig):
         if min(self.window_sizes) < 1 or len(set(self.window_sizes)) > 1:
             # A window is what one regional token stands for, in every stage.
             raise ValueError(f"VitfRegionvitConfig: window_sizes={self.window_sizes} must be equal, and at least 1")
-        for width, heads in zip(self.hidden_sizes, self.num_heads, strict=True):
-            if width % heads:
-                raise ValueError(
-                    f"VitfRegionvitConfig: hidden_sizes={self.hidden_sizes} are no multiples of "
-                    f"num_heads={self.num_heads}"
-                )
+        check_divides(self, "num_heads", "hidden_sizes")
         if any(wide % narrow for narrow, wide in pairwise(self.hidden_sizes)):
             raise ValueError(
                 f"VitfRegionvitConfig: hidden_sizes={self.hidden_sizes}: each must be a multiple of the one before"

@@ -4,7 +4,7 @@ from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 
-from .configuration_vitf import VitfPyramidConfig
+from .configuration_vitf import VitfPyramidConfig, check_divides
 
 # Sizes, also those of Swin V2: section 3.3 of arXiv 2103.14030; configs/swin/ of microsoft/Swin-Transformer@f82860b.
 TINY = {"drop_path_rate": 0.2}
@@ -92,14 +92,9 @@ class VitfSwinConfig(VitfPyramidConfig):
 
 def check_windows(config: VitfPyramidConfig) -> None:
     """Raises a ValueError that names the fields when there can be no windows, or heads do not divide a stage's channels."""
-    name = type(config).__name__
     if config.window_size < 1:
-        raise ValueError(f"{name}: window_size={config.window_size} must be at least 1")
-    for width, heads in zip(config.hidden_sizes, config.num_heads, strict=True):
-        if width % heads:
-            raise ValueError(
-                f"{name}: hidden_sizes={config.hidden_sizes} are no multiples of num_heads={config.num_heads}"
-            )
+        raise ValueError(f"{type(config).__name__}: window_size={config.window_size} must be at least 1")
+    check_divides(config, "num_heads", "hidden_sizes")
 
 
 __all__ = ["VitfSwinConfig"]

@@ -51,7 +51,7 @@ def test_fixed_resizing_refuses_to_mask_other_sizes():
     ("fields", "message"),
     [
         ({"image_size": 50}, "image_size=50 is not a multiple"),
-        ({"hidden_sizes": [24, 31]}, "hidden_sizes=.* are not multiples of num_heads"),
+        ({"hidden_sizes": [24, 31]}, "hidden_sizes=.* is not a multiple of num_heads"),
         ({"patch_sizes": [12, 16, 20]}, "patch_sizes=.* must be two positive numbers"),
         ({"depths": [[1, 2], [1]]}, "depths=.* two positive numbers for each stage"),
         ({"patch_embedding_type": "convolutional", "patch_sizes": [8, 16]}, r"needs patch_sizes of \[12, 16\]"),

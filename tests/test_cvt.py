@@ -138,7 +138,7 @@ def test_what_the_configuration_cannot_express_is_named(entry, message):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"hidden_sizes": [8, 16, 25]}, "are not multiples of num_heads"),
+        ({"hidden_sizes": [8, 16, 25]}, "is not a multiple of num_heads"),
         ({"kernel_size": 2}, "kernel_size=2 is not odd"),
         ({"patch_paddings": [2, 1]}, "each field needs one entry a stage"),
     ],

@@ -112,7 +112,7 @@ def test_positions_that_are_no_blocks_have_no_place_in_the_original():
 
 def test_fields_that_do_not_fit_are_named():
     for fields, message in (
-        ({"hidden_sizes": [15, 24, 32]}, "no multiples of num_heads"),
+        ({"hidden_sizes": [15, 24, 32]}, "not a multiple of num_heads"),
         ({"block_size": 0}, "block_size=0 must be at least 1"),
         ({"image_size": 33}, "image_size=33 is not a multiple of patch_size=2"),
     ):

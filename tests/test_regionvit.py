@@ -100,7 +100,7 @@ def test_norms_of_stages_are_those_of_the_local_maps():
         ({"patch_size": 8}, "patch_size=8 does not fit patch_conv_type='3conv'"),
         ({"window_sizes": [3, 3, 4]}, "must be equal"),
         ({"hidden_sizes": [16, 24, 32]}, "each must be a multiple of the one before"),
-        ({"num_heads": [2, 3, 4]}, "no multiples of num_heads"),
+        ({"num_heads": [2, 3, 4]}, "not a multiple of num_heads"),
     ],
 )
 def test_fields_that_do_not_fit_are_named(fields, message):

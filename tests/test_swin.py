@@ -160,7 +160,7 @@ def test_maps_within_windows_are_not_drawn(case):
     ("fields", "message"),
     [
         ({"window_size": 0}, "window_size=0 must be at least 1"),
-        ({"num_heads": [3, 2, 4]}, "no multiples of num_heads"),
+        ({"num_heads": [3, 2, 4]}, "not a multiple of num_heads"),
         ({"depths": [1, 2]}, "one entry a stage"),
     ],
 )
