@@ -195,6 +195,11 @@ ARCHITECTURES: dict[str, Architecture] = {
             "PVT with a depth-wise convolution over the map in its feed-forward layers.",
         ),
         Architecture(
+            "localvit_tnt",
+            "LocalViT: Bringing Locality to Vision Transformers (arXiv 2104.05707)",
+            "TNT, a transformer within each patch beside that among them, with a depth-wise convolution over the map of patches.",
+        ),
+        Architecture(
             "nest",
             "Nested Hierarchical Transformer: Towards Accurate, Data-Efficient and Interpretable Visual Understanding "
             "(arXiv 2105.12723)",

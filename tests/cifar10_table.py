@@ -101,6 +101,10 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         "localvit_swin_tiny_patch4_window7_224",
         {**_PYRAMID, "window_size": 4, "mlp_ratio": 2, "se_reductions": [8, 16, 32]},
     ),
+    "localvit_tnt": (
+        "localvit_tnt_t_patch16_224",
+        {**_PLAIN, "pixel_hidden_size": 8, "num_pixel_attention_heads": 2, "pixel_stride": 2, "se_reduction": 16},
+    ),
     "regionvit": (
         "regionvit_tiny_224",
         {**_PYRAMID, "patch_conv_type": "1conv", "window_sizes": [4, 4, 4], "mlp_ratio": 2},

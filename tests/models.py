@@ -215,6 +215,13 @@ TINY: dict[str, dict[str, Any]] = {
     },
     "pvt": {**_PVT},
     "localvit_pvt": {**_PVT, "se_reductions": [8, 16]},
+    "localvit_tnt": {
+        **_PLAIN,
+        "pixel_hidden_size": 6,
+        "num_pixel_attention_heads": 2,
+        "pixel_mlp_ratio": 2,
+        "se_reduction": 8,
+    },
     "nest": {**_NEST},
     "nest-multiquery": {**_NEST, "attention_type": "multi_query", "pool_padding": "symmetric"},
     "swin": {**_SWIN},

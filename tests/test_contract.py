@@ -81,6 +81,7 @@ UNTRAINED = {
     "VitfDeepvit": r"mixing\.bias$",  # one number for all entries of a map, which batch norm takes out
     # It changes the patches, of which the class token sees nothing more.
     "VitfLocalvitForImageClassification": r"layers\.1\.feed_forward\.",
+    "VitfLocalvitTntForImageClassification": r"layers\.1\.feed_forward\.",
     "VitfLocalvitPvtForImageClassification": r"stages\.1\.layers\.1\.feed_forward\.",
     # One number for all keys; and in the last layer the class token, which alone is read, has no distances and is not pooled.
     "VitfMvit": r"key_pool\.layernorm\.bias$",
@@ -970,6 +971,15 @@ INITIALISATION = {
     "localvit": (
         {**_LOCALVIT, **_TRUNC_NORMAL},
         {},
+    ),
+    "localvit_tnt": (
+        {
+            **_LOCALVIT,
+            r"patch_embeddings\.projection": ("uniform", (7 * 7 * 3) ** -0.5),
+            r"pixel_positions": ("normal", 0.02),
+            **_TRUNC_NORMAL,
+        },
+        {"pixel_hidden_size": _WIDTH},
     ),
     "localvit_swin": (
         {

@@ -28,6 +28,7 @@ ARCHITECTURE = {
     "cvt": "cvt",
     "pvt": "pvt",
     "localvit_pvt": "localvit_pvt",
+    "localvit_tnt": "localvit_tnt",
     "nest": "nest",
     "swin": "swin",
     "localvit_swin": "localvit_swin",
