@@ -161,7 +161,7 @@ class VideoReader:
             return Timeline(0.0, number, 1.0)
         slack = 2 / declared.rate if declared else 0.0
         if last_end - self.first_time < container_seconds * (1 - LARGEST_GAP) - slack:
-            raise UnreadableVideoError(f"it ends after {last_end:.1f} of {container_seconds:.1f} seconds: truncated")
+            raise UnreadableVideoError(f"it ends after {last_end:.1f} of {container_seconds:.1f} seconds: truncated or damaged")
         seconds = max(times) - self.first_time
         rate = (number - 1) / seconds if seconds > 0 else 1.0
         return Timeline(self.first_time, number, rate)
@@ -242,10 +242,13 @@ def _read_with_pyav(file: BinaryIO, choose: ChooseFrames) -> tuple[list[np.ndarr
             try:
                 shown = reader.at([timeline.middle(index) for index in distinct])
                 frames = {index: _to_rgb(frame) for index, frame in zip(distinct, shown, strict=True)}
-            except _EndsEarlyError:
-                if attempt == "scanned":
+            except (_EndsEarlyError, av.error.FFmpegError) as error:
+                if attempt == "declared":  # with one thread, a decoder fails where the file was cut off
+                    reader.timeline = reader._scanned()
+                elif isinstance(error, _EndsEarlyError):
                     raise UnreadableVideoError("its last frames cannot be decoded") from None
-                reader.timeline = reader._scanned()
+                else:
+                    raise
             else:
                 return [frames[index] for index in wanted], timeline.total
     finally:
@@ -255,17 +258,17 @@ def _read_with_pyav(file: BinaryIO, choose: ChooseFrames) -> tuple[list[np.ndarr
 def _read_with_torchcodec(file: BinaryIO, choose: ChooseFrames) -> tuple[list[np.ndarray], int]:
     from torchcodec.decoders import VideoDecoder
 
+    # PyAV opens nothing but the formats above, and tells when frames are shown: decoders disagree on where a video ends.
+    reader = VideoReader(file)
+    timeline = reader.timeline
+    reader.close()
+    file.seek(0)
     decoder = VideoDecoder(file, dimension_order="NHWC")
-    facts = decoder.metadata
-    total = facts.num_frames
-    timeline = Timeline(
-        facts.begin_stream_seconds, total, total / (facts.end_stream_seconds - facts.begin_stream_seconds)
-    )
-    wanted = choose(total).tolist()
+    wanted = choose(timeline.total).tolist()
     distinct = sorted(set(wanted))
     batch = decoder.get_frames_played_at([timeline.middle(index) for index in distinct])
     frames = dict(zip(distinct, batch.data.numpy(), strict=True))
-    return [frames[index] for index in wanted], total
+    return [frames[index] for index in wanted], timeline.total
 
 
 def _torchcodec_works() -> bool:
@@ -279,8 +282,6 @@ def _torchcodec_works() -> bool:
 
 def _read(file: BinaryIO, choose: ChooseFrames) -> tuple[list[np.ndarray], int]:
     if _torchcodec_works():
-        _open_container(file).close()  # so that it opens nothing but the formats above
-        file.seek(0)
         try:
             return _read_with_torchcodec(file, choose)
         except (RuntimeError, ValueError, IndexError):

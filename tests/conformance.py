@@ -101,6 +101,28 @@ NOT_APPLICABLE = {
         "mvit_video",
         "test_hidden_states_output",
     ): "asserts one number of tokens and one width; MViT changes both by stage",
+    ("swin", "test_num_layers_is_small"): "asserts at most two layers; there are three stages",
+    ("swin", "test_attention_outputs"): "asserts num_hidden_layers maps; a stage of Swin has one a layer",
+    (
+        "swin",
+        "test_hidden_states_output",
+    ): "asserts one number of tokens and one width; those of Swin change with the stage",
+    ("nest", "test_num_layers_is_small"): "asserts at most two layers; there are three stages",
+    ("nest", "test_attention_outputs"): "asserts num_hidden_layers maps; a stage of NesT has one a layer",
+    (
+        "nest",
+        "test_hidden_states_output",
+    ): "asserts one number of tokens and one width; those of NesT change with the stage",
+    ("regionvit", "test_num_layers_is_small"): "asserts at most two layers; there are three stages",
+    ("regionvit", "test_attention_outputs"): "asserts num_hidden_layers maps; a stage of RegionViT has one a layer",
+    (
+        "regionvit",
+        "test_hidden_states_output",
+    ): "asserts one number of tokens and one width; those of RegionViT change with the stage",
+    (
+        "localvit_tnt",
+        "test_attention_outputs",
+    ): "asserts num_hidden_layers maps; the pixels of patches give one a layer besides",
     ("t2t_vit", "test_attention_outputs"): "asserts num_hidden_layers maps; the tokenizer gives two besides",
     ("timesformer", "test_attention_outputs"): "asserts num_hidden_layers maps; divided layers give two each",
     ("xvit", "test_attention_outputs"): "asserts num_hidden_layers maps; the layers over the frames give maps besides",

@@ -43,9 +43,6 @@ class StandInDecoder:
         assert dimension_order == "NHWC"
         with av.open(file) as container:
             self.frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
-        self.metadata = types.SimpleNamespace(
-            num_frames=len(self.frames), begin_stream_seconds=0.0, end_stream_seconds=len(self.frames) / 10
-        )
 
     def get_frames_played_at(self, seconds):
         return types.SimpleNamespace(data=torch.stack([torch.from_numpy(self.frames[int(s * 10)]) for s in seconds]))
