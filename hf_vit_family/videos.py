@@ -161,7 +161,9 @@ class VideoReader:
             return Timeline(0.0, number, 1.0)
         slack = 2 / declared.rate if declared else 0.0
         if last_end - self.first_time < container_seconds * (1 - LARGEST_GAP) - slack:
-            raise UnreadableVideoError(f"it ends after {last_end:.1f} of {container_seconds:.1f} seconds: truncated or damaged")
+            raise UnreadableVideoError(
+                f"it ends after {last_end:.1f} of {container_seconds:.1f} seconds: truncated or damaged"
+            )
         seconds = max(times) - self.first_time
         rate = (number - 1) / seconds if seconds > 0 else 1.0
         return Timeline(self.first_time, number, rate)
