@@ -108,6 +108,14 @@ def se_reduction(block: str, state_dict: Mapping[str, Tensor]) -> int:
     return inner // squeezed
 
 
+def feed_forward_fields(width: int, state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, str]]:
+    """As [`activation_fields`], with `mlp_ratio` and `se_reduction`, of a body without stages; `width` is `hidden_size`."""
+    known, ask_for = activation_fields("blocks.0.", state_dict)
+    inner = common_size({"blocks.0." + key: dim for key, dim in INNER.items()}, state_dict)
+    squeeze = {"se_reduction": se_reduction("blocks.0.", state_dict)} if known.get("channel_attention") == "se" else {}
+    return {**known, "mlp_ratio": inner / width, **squeeze}, ask_for
+
+
 def pyramid_fields(blocks: Sequence[str], state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, str]]:
     """As [`activation_fields`], and `se_reductions`; `blocks` is what precedes the names of the first block of each stage."""
     known, ask_for = activation_fields(blocks[0], state_dict)
@@ -130,19 +138,15 @@ def config_from_original(
     """
     _, channels, *patch_size = shape_of("patch_embed.proj.weight", state_dict, 4)
     width = common_size({"patch_embed.proj.weight": 0, "patch_embed.proj.bias": 0, "norm.weight": 0}, state_dict)
-    inner = common_size({"blocks.0." + key: dim for key, dim in INNER.items()}, state_dict)
-    activations, ask_for = activation_fields("blocks.0.", state_dict)
+    feed_forward, ask_for = feed_forward_fields(width, state_dict)
     known = {
         "patch_size": tuple(patch_size),
         "num_channels": channels,
         "hidden_size": width,
         "num_hidden_layers": count_indices("blocks.{i}.norm1.weight", state_dict),
-        "mlp_ratio": inner / width,
         "qkv_bias": "blocks.0.attn.qkv.bias" in state_dict,
-        **activations,
+        **feed_forward,
     }
-    if known.get("channel_attention") == "se":
-        known["se_reduction"] = se_reduction("blocks.0.", state_dict)
     if "head.weight" in state_dict:
         known["num_labels"] = common_size({"head.weight": 0, "head.bias": 0}, state_dict)
     if image := square_image(shape_of("pos_embed", state_dict, 3)[1] - 1, patch_size):

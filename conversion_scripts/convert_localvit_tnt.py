@@ -17,9 +17,8 @@ from ..conversion import (
     square_image,
 )
 from ..modeling.configuration_localvit_tnt import VitfLocalvitTntConfig
-from ..modeling.configuration_vitf import pair
 from ..rules import Concatenate, Permute, Reshape, Rule
-from .convert_localvit import COMMIT, DEPTHWISE, INNER, activation_fields, published, se_reduction, with_feed_forward
+from .convert_localvit import COMMIT, DEPTHWISE, feed_forward_fields, published, with_feed_forward
 from .convert_vit import TIMM_KWARGS
 
 SOURCE = Source("ofsoundof/LocalViT", COMMIT, "models/localvit_tnt.py", "mit")
@@ -28,7 +27,7 @@ SOURCE = Source("ofsoundof/LocalViT", COMMIT, "models/localvit_tnt.py", "mit")
 def rules(config: VitfLocalvitTntConfig) -> list[Rule]:
     """The table of the published `.pth` files."""
     width, pixel_width = config.hidden_size, config.pixel_hidden_size
-    rows, columns = (side // config.pixel_stride for side in pair(config.patch_size))
+    rows, columns = config.pixel_grid
     block, layer, pixel_layer = "blocks.{i}.", "layers.{i}.", "layers.{i}.pixel_layer."
     flat = Reshape((1, rows, columns, pixel_width), (1, rows * columns, pixel_width))
     body = [
@@ -92,21 +91,17 @@ def config_from_original(
     pixel_width, channels, *_ = shape_of("pixel_embed.proj.weight", state_dict, 4)
     pixels = shape_of("pixel_pos", state_dict, 4)[2:]
     width = common_size({"proj.weight": 0, "proj.bias": 0, "norm.weight": 0}, state_dict)
-    inner = common_size({"blocks.0." + key: dim for key, dim in INNER.items()}, state_dict)
     pixel_inner = common_size({"blocks.0.mlp_in.fc1.weight": 0, "blocks.0.mlp_in.fc1.bias": 0}, state_dict)
-    activations, ask_for = activation_fields("blocks.0.", state_dict)
+    feed_forward, ask_for = feed_forward_fields(width, state_dict)
     known = {
         "num_channels": channels,
         "hidden_size": width,
         "pixel_hidden_size": pixel_width,
         "num_hidden_layers": count_indices("blocks.{i}.norm_out.weight", state_dict),
-        "mlp_ratio": inner / width,
         "pixel_mlp_ratio": pixel_inner / pixel_width,
         "qkv_bias": "blocks.0.attn_out.qk.bias" in state_dict,
-        **activations,
+        **feed_forward,
     }
-    if known.get("channel_attention") == "se":
-        known["se_reduction"] = se_reduction("blocks.0.", state_dict)
     if "head.weight" in state_dict:
         known["num_labels"] = common_size({"head.weight": 0, "head.bias": 0}, state_dict)
     given = fields_from_kwargs(kwargs, _KWARGS, {})

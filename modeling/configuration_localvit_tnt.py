@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 from huggingface_hub.dataclasses import strict
 
 from .configuration_localvit import VitfLocalvitConfig
-from .configuration_vitf import check_divides
+from .configuration_vitf import check_divides, pair
 
 
 @strict
@@ -58,6 +58,11 @@ class VitfLocalvitTntConfig(VitfLocalvitConfig):
     def validate_pixels(self):
         check_divides(self, "num_pixel_attention_heads", "pixel_hidden_size")
         check_divides(self, "pixel_stride", "patch_size")
+
+    @property
+    def pixel_grid(self) -> tuple[int, int]:
+        """Rows and columns of the pixel tokens of a patch."""
+        return tuple(side // self.pixel_stride for side in pair(self.patch_size))
 
 
 __all__ = ["VitfLocalvitTntConfig"]

@@ -41,9 +41,7 @@ class LocalvitSwinLayer(GradientCheckpointingLayer):
     ) -> torch.Tensor:
         """(B, N, C) to the same; `grid` is (h, w)."""
         hidden_states = hidden_states + self.drop_path(
-            self.attention(self.layernorm_before(hidden_states).unflatten(1, grid), window, shift, **kwargs)[0].flatten(
-                1, 2
-            )
+            self.attention(self.layernorm_before(hidden_states), grid, window, shift, **kwargs)[0]
         )
         return self.feed_forward(hidden_states, grid)
 

@@ -19,7 +19,7 @@ from transformers.utils.output_capturing import capture_outputs
 from .attention import SelfAttention
 from .configuration_localvit_tnt import VitfLocalvitTntConfig
 from .configuration_vitf import pair
-from .embeddings import PositionEmbeddings, check_input
+from .embeddings import PatchEmbeddings, PositionEmbeddings, check_input
 from .layers import DropPath, Mlp, drop_path_rates, init_trunc_normal
 from .modeling_localvit import LocalvitFeedForward
 from .modeling_vitf import (
@@ -31,24 +31,18 @@ from .modeling_vitf import (
 )
 
 
-class LocalvitTntPatchEmbeddings(nn.Module):
+class LocalvitTntPatchEmbeddings(PatchEmbeddings):
     """Pixel tokens by a 7x7 convolution, gathered by patch: (B, num_channels, H, W) to (B, N, P * c)."""
 
     def __init__(self, config: VitfLocalvitTntConfig):
-        super().__init__()
-        self.patch_size = pair(config.patch_size)
-        self.num_channels = config.num_channels
-        stride = config.pixel_stride
-        self.pixels = tuple(side // stride for side in self.patch_size)  # rows and columns within a patch
-        self.projection = nn.Conv2d(config.num_channels, config.pixel_hidden_size, 7, stride, padding=3)
-
-    def grid(self, height: int, width: int) -> tuple[int, int]:
-        """Rows and columns of patches of an image of `height` x `width` pixels."""
-        return height // self.patch_size[0], width // self.patch_size[1]
+        width = config.pixel_hidden_size
+        super().__init__(config.num_channels, width, config.patch_size)
+        self.pixel_grid = config.pixel_grid
+        self.projection = nn.Conv2d(config.num_channels, width, 7, config.pixel_stride, padding=3)
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         check_input(pixel_values, self.num_channels, self.patch_size)
-        rows, columns = self.pixels
+        rows, columns = self.pixel_grid
         blocks = self.projection(pixel_values).unflatten(3, (-1, columns)).unflatten(2, (-1, rows))
         return blocks.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2).flatten(2)
 
@@ -60,7 +54,7 @@ class LocalvitTntEmbeddings(nn.Module):
         super().__init__()
         hidden_size = config.hidden_size
         self.patch_embeddings = LocalvitTntPatchEmbeddings(config)
-        rows, columns = self.patch_embeddings.pixels
+        rows, columns = config.pixel_grid
         channels = rows * columns * config.pixel_hidden_size
         self.pixel_positions = nn.Parameter(torch.zeros(1, rows * columns, config.pixel_hidden_size))
         self.pixel_layernorm = nn.LayerNorm(channels, eps=config.layer_norm_eps)
@@ -106,7 +100,7 @@ class LocalvitTntLayer(GradientCheckpointingLayer):
     def __init__(self, config: VitfLocalvitTntConfig, drop_path_rate: float):
         super().__init__()
         hidden_size, pixel_hidden_size = config.hidden_size, config.pixel_hidden_size
-        rows, columns = (side // config.pixel_stride for side in pair(config.patch_size))
+        rows, columns = config.pixel_grid
         self.pixel_layer = LocalvitTntPixelLayer(config, drop_path_rate)
         self.pixel_layernorm = nn.LayerNorm(pixel_hidden_size, eps=config.layer_norm_eps)
         self.pixel_projection = nn.Linear(rows * columns * pixel_hidden_size, hidden_size)

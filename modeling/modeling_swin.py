@@ -121,14 +121,13 @@ class SwinAttention(SelfAttention):
         self.position_bias = SwinPositionBias(window, self.num_heads)
 
     def forward(
-        self, feature_map: torch.Tensor, window: int, shift: int, **kwargs
+        self, hidden_states: torch.Tensor, grid: tuple[int, int], window: int, shift: int, **kwargs
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """(B, h, w, C) to (B, h, w, C) and the map (B * W, heads, n, n)."""
-        batch, *grid, _ = feature_map.shape
-        position_bias = self.position_bias(batch, grid, window, shift)
-        windows = to_windows(feature_map, window, shift)
+        """(B, h * w, C) to (B, h * w, C) and the map (B * W, heads, n, n); `grid` is (h, w)."""
+        position_bias = self.position_bias(hidden_states.shape[0], grid, window, shift)
+        windows = to_windows(hidden_states.unflatten(1, grid), window, shift)
         windows, probabilities = super().forward(windows, position_bias=position_bias, **kwargs)
-        return from_windows(windows, grid, window, shift), probabilities
+        return from_windows(windows, grid, window, shift).flatten(1, 2), probabilities
 
 
 class SwinLayer(GradientCheckpointingLayer):
@@ -148,9 +147,7 @@ class SwinLayer(GradientCheckpointingLayer):
     ) -> torch.Tensor:
         # Nested, not named step by step: what a name holds stays in memory until the layer ends.
         hidden_states = hidden_states + self.drop_path(
-            self.attention(self.layernorm_before(hidden_states).unflatten(1, grid), window, shift, **kwargs)[0].flatten(
-                1, 2
-            )
+            self.attention(self.layernorm_before(hidden_states), grid, window, shift, **kwargs)[0]
         )
         return hidden_states + self.drop_path(self.mlp(self.layernorm_after(hidden_states)))
 

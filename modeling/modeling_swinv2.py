@@ -118,16 +118,21 @@ class Swinv2Attention(nn.Module):
         return query, nn.functional.normalize(key, dim=-1, eps=1e-12), value
 
     def forward(
-        self, feature_map: torch.Tensor, window: int, shift: int, **kwargs
+        self, hidden_states: torch.Tensor, grid: tuple[int, int], window: int, shift: int, **kwargs
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """(B, h, w, C) to (B, h, w, C) and the map (B * W, heads, n, n)."""
-        batch, *grid, _ = feature_map.shape
-        position_bias = self.position_bias(batch, grid, window, shift)
+        """(B, h * w, C) to (B, h * w, C) and the map (B * W, heads, n, n); `grid` is (h, w)."""
+        position_bias = self.position_bias(hidden_states.shape[0], grid, window, shift)
         # Not named: three maps of the projection would stay in memory until the windows are put together again.
+        # Nested, not named step by step: what a name holds stays in memory until the windows are put together again.
         context, probabilities = attend(
-            self, *self.project(to_windows(feature_map, window, shift)), 1.0, position_bias=position_bias, **kwargs
+            self,
+            *self.project(to_windows(hidden_states.unflatten(1, grid), window, shift)),
+            1.0,
+            position_bias=position_bias,
+            **kwargs,
         )
-        return from_windows(self.dropout(self.proj(context)), grid, window, shift), probabilities
+        windows = self.dropout(self.proj(context))
+        return from_windows(windows, grid, window, shift).flatten(1, 2), probabilities
 
 
 class Swinv2Layer(GradientCheckpointingLayer):
@@ -146,9 +151,7 @@ class Swinv2Layer(GradientCheckpointingLayer):
         self, hidden_states: torch.Tensor, grid: tuple[int, int], window: int, shift: int, **kwargs
     ) -> torch.Tensor:
         hidden_states = hidden_states + self.drop_path(
-            self.layernorm_attention(
-                self.attention(hidden_states.unflatten(1, grid), window, shift, **kwargs)[0].flatten(1, 2)
-            )
+            self.layernorm_attention(self.attention(hidden_states, grid, window, shift, **kwargs)[0])
         )
         return hidden_states + self.drop_path(self.layernorm_mlp(self.mlp(hidden_states)))
 

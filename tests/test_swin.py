@@ -47,7 +47,7 @@ def test_padded_windows_equal_attention_token_by_token(case, shift):
     attention.config._attn_implementation = "eager"
     feature_map = torch.randn(1, *grid, 16, dtype=torch.float64)
     with torch.no_grad():
-        output, _ = attention(feature_map, window, shift)
+        output = attention(feature_map.flatten(1, 2), grid, window, shift)[0].unflatten(1, grid)
         bias = attention.position_bias.relative_bias(window)
         padded = functional.pad(feature_map, (0, 0, 0, 2, 0, 3))[0]  # 8 x 8
         query, key, value = attention.qkv(padded).unflatten(-1, (3, attention.num_heads, -1)).unbind(2)
