@@ -37,7 +37,7 @@ def eager_attention_forward(
     Returns:
         The context `(B, N, h, d)` and the probabilities `(B, h, N, M)`, whose rows sum to 1.
     """
-    scores = torch.matmul(query, key.transpose(-1, -2)) * scaling
+    scores = torch.matmul(query * scaling, key.transpose(-1, -2))  # queries are smaller than scores
     for bias in (attention_mask, position_bias):
         if bias is not None:
             scores = scores + bias

@@ -6,6 +6,27 @@ import torch
 from torch import nn
 from transformers import initialization as init
 from transformers.activations import ACT2FN
+from transformers.utils.output_capturing import OutputRecorder
+
+
+class HiddenState(nn.Identity):
+    """
+    What an encoder passes through it is recorded as one of `hidden_states` (by `RECORDED_HIDDEN_STATES`).
+
+    For an encoder that runs the layers of its stages itself. A stage that ran them could be recorded instead, but it would
+    keep its input in memory until the last of them: a tenth of the peak, where the first stage has the largest maps.
+    """
+
+
+# A list, for transformers resolves negative indices by the recorder otherwise, and would count one state too few.
+RECORDED_HIDDEN_STATES = [OutputRecorder(HiddenState, capture_initial_hidden_state=False)]
+
+
+class QuickGELU(nn.Module):
+    """x * sigmoid(1.702 * x), by the fused kernel of SiLU: training keeps two tensors where the plain product keeps three."""
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return nn.functional.silu(1.702 * hidden_states) / 1.702
 
 
 class Mlp(nn.Module):
@@ -14,7 +35,7 @@ class Mlp(nn.Module):
     def __init__(self, config, hidden_size: int, intermediate_size: int):
         super().__init__()
         self.fc1 = nn.Linear(hidden_size, intermediate_size)
-        self.activation = ACT2FN[config.hidden_act]
+        self.activation = QuickGELU() if config.hidden_act == "quick_gelu" else ACT2FN[config.hidden_act]
         self.fc2 = nn.Linear(intermediate_size, hidden_size)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 

@@ -54,7 +54,6 @@ class VitfLocalvitSwinPreTrainedModel(VitfSwinPreTrainedModel):
     config: VitfLocalvitSwinConfig
     base_model_prefix = "localvit_swin"
     _no_split_modules = ["SwinEmbeddings", "SwinPatchMerging", "LocalvitSwinLayer"]
-    _can_record_outputs = {"hidden_states": LocalvitSwinStage, "attentions": SwinAttention}
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -21,7 +21,7 @@ from .attention import SelfAttention
 from .configuration_swin import VitfSwinConfig
 from .configuration_vitf import pair
 from .embeddings import PatchEmbeddings, PositionEmbeddings, resize_positions
-from .layers import DropPath, Mlp, drop_path_rates, init_trunc_normal
+from .layers import RECORDED_HIDDEN_STATES, DropPath, HiddenState, Mlp, drop_path_rates, init_trunc_normal
 from .modeling_vitf import (
     ImageClassificationMixin,
     MaskedImageModelingMixin,
@@ -153,7 +153,10 @@ class SwinLayer(GradientCheckpointingLayer):
 
 
 class SwinStage(nn.Module):
-    """Merging of patches, except in the first stage, then layers, of which every second one shifts its windows."""
+    """
+    Merging of patches, except in the first stage, then layers, of which every second one shifts its windows. The encoder runs
+    them (see [`HiddenState`]).
+    """
 
     merging_class: ClassVar[type[nn.Module]] = SwinPatchMerging
     layer_class: ClassVar[type[nn.Module]] = SwinLayer
@@ -163,22 +166,6 @@ class SwinStage(nn.Module):
         narrow, wide = config.stage_channels[stage : stage + 2]
         self.downsample = self.merging_class(config, narrow, wide) if stage else None
         self.layers = nn.ModuleList([self.layer_class(config, stage, window, rate) for rate in drop_path_rates])
-
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        grid_before: tuple[int, int],
-        grid: tuple[int, int],
-        window: int,
-        shift: int,
-        **kwargs,
-    ) -> torch.Tensor:
-        """Tokens of a map of `grid_before` to tokens of one of `grid`."""
-        if self.downsample is not None:
-            hidden_states = self.downsample(hidden_states, grid_before)
-        for i, layer in enumerate(self.layers):
-            hidden_states = layer(hidden_states, grid, window, shift if i % 2 else 0, **kwargs)
-        return hidden_states
 
 
 class SwinEncoderMixin:
@@ -201,6 +188,7 @@ class SwinEncoderMixin:
             ]
         )
         self.layernorm = nn.LayerNorm(config.stage_channels[-1], eps=config.layer_norm_eps)
+        self.hidden_state = HiddenState()
         self.post_init()
 
     def plan_windows(self, height: int, width: int) -> list[tuple[int, int]]:
@@ -242,11 +230,15 @@ class SwinEncoderMixin:
             `attentions`: (B * W, heads, n, n) a layer, the windows of an image together.
         """
         height, width = static_size(pixel_values.shape[-2:])
-        hidden_states = self.embeddings(pixel_values, bool_masked_pos, mask_token)
+        hidden_states = self.hidden_state(self.embeddings(pixel_values, bool_masked_pos, mask_token))
         grids = self.config.feature_map_sizes(height, width)
         plan = self.plan_windows(height, width)
         for stage, grid_before, grid, (window, shift) in zip(self.stages, grids[:-1], grids[1:], plan, strict=True):
-            hidden_states = stage(hidden_states, grid_before, grid, window, shift, **kwargs)
+            if stage.downsample is not None:
+                hidden_states = stage.downsample(hidden_states, grid_before)
+            for number, layer in enumerate(stage.layers):
+                hidden_states = layer(hidden_states, grid, window, shift if number % 2 else 0, **kwargs)
+            hidden_states = self.hidden_state(hidden_states)
         hidden_states = self.layernorm(hidden_states)
         return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=hidden_states.mean(1))
 
@@ -288,7 +280,7 @@ class VitfSwinPreTrainedModel(VitfPreTrainedModel):
     config: VitfSwinConfig
     base_model_prefix = "swin"
     _no_split_modules = ["SwinEmbeddings", "SwinPatchMerging", "SwinLayer"]
-    _can_record_outputs = {"hidden_states": SwinStage, "attentions": SwinAttention}
+    _can_record_outputs = {"hidden_states": RECORDED_HIDDEN_STATES, "attentions": SwinAttention}
     _supports_flash_attn = False  # its kernels take no bias
 
     @torch.no_grad()

@@ -16,7 +16,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from .attention import attend
 from .configuration_swinv2 import VitfSwinv2Config
 from .embeddings import PositionEmbeddings
-from .layers import DropPath, Mlp, init_trunc_normal
+from .layers import RECORDED_HIDDEN_STATES, DropPath, Mlp, init_trunc_normal
 from .modeling_swin import PaddedWindowsMixin, SwinBackboneMixin, SwinEncoderMixin, SwinStage, merge_patches
 from .modeling_vitf import ImageClassificationMixin, MaskedImageModelingMixin, VitfPreTrainedModel
 from .windows import WindowBias, from_windows, relative_position_index, to_windows
@@ -122,7 +122,6 @@ class Swinv2Attention(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(B, h * w, C) to (B, h * w, C) and the map (B * W, heads, n, n); `grid` is (h, w)."""
         position_bias = self.position_bias(hidden_states.shape[0], grid, window, shift)
-        # Not named: three maps of the projection would stay in memory until the windows are put together again.
         # Nested, not named step by step: what a name holds stays in memory until the windows are put together again.
         context, probabilities = attend(
             self,
@@ -167,7 +166,7 @@ class VitfSwinv2PreTrainedModel(VitfPreTrainedModel):
     config: VitfSwinv2Config
     base_model_prefix = "swinv2"
     _no_split_modules = ["SwinEmbeddings", "Swinv2PatchMerging", "Swinv2Layer"]
-    _can_record_outputs = {"hidden_states": Swinv2Stage, "attentions": Swinv2Attention}
+    _can_record_outputs = {"hidden_states": RECORDED_HIDDEN_STATES, "attentions": Swinv2Attention}
     _supports_flash_attn = False  # its kernels take no bias
 
     @torch.no_grad()

@@ -19,7 +19,7 @@ from transformers.utils.output_capturing import capture_outputs
 from .attention import SelfAttention
 from .configuration_twins import VitfTwinsConfig
 from .embeddings import check_input
-from .layers import DropPath, Mlp, drop_path_rates
+from .layers import RECORDED_HIDDEN_STATES, DropPath, HiddenState, Mlp, drop_path_rates
 from .modeling_vitf import (
     ImageClassificationMixin,
     MaskedImageModelingMixin,
@@ -103,7 +103,10 @@ class TwinsPositionGenerator(nn.Module):
 
 
 class TwinsStage(nn.Module):
-    """Patches of the map before it, except in the first stage, then layers; positions join behind the first one."""
+    """
+    Patches of the map before it, except in the first stage, then layers; positions join behind the first one. The encoder
+    runs them (see [`HiddenState`]).
+    """
 
     def __init__(self, config: VitfTwinsConfig, stage: int, drop_path_rates: list[float]):
         super().__init__()
@@ -118,26 +121,13 @@ class TwinsStage(nn.Module):
         )
         self.position_generator = TwinsPositionGenerator(config.hidden_sizes[stage])
 
-    def forward(
-        self, hidden_states: torch.Tensor, grid_before: tuple[int, int], grid: tuple[int, int], **kwargs
-    ) -> torch.Tensor:
-        """Tokens on the grid of the stage before it to those on its own `grid`."""
-        if self.patch_embeddings is not None:
-            feature_map = hidden_states.transpose(1, 2).unflatten(2, grid_before)
-            hidden_states = self.dropout(self.patch_embeddings(feature_map))
-        first, *others = self.layers
-        hidden_states = self.position_generator(first(hidden_states, grid, **kwargs), grid)
-        for layer in others:
-            hidden_states = layer(hidden_states, grid, **kwargs)
-        return hidden_states
-
 
 class VitfTwinsPreTrainedModel(VitfPreTrainedModel):
     config: VitfTwinsConfig
     base_model_prefix = "twins"
     _no_split_modules = ["TwinsEmbeddings", "TwinsLayer", "TwinsPositionGenerator"]
     _can_record_outputs = {
-        "hidden_states": TwinsStage,
+        "hidden_states": RECORDED_HIDDEN_STATES,
         "attentions": [TwinsLocalAttention, SpatialReductionAttention],
     }
 
@@ -160,6 +150,7 @@ class VitfTwinsModel(VitfTwinsPreTrainedModel):
             ]
         )
         self.layernorm = nn.LayerNorm(config.hidden_sizes[-1], eps=config.layer_norm_eps)
+        self.hidden_state = HiddenState()
         self.num_prefix_tokens = 0
         self.post_init()
 
@@ -190,9 +181,16 @@ class VitfTwinsModel(VitfTwinsPreTrainedModel):
         if bool_masked_pos is not None:
             check_input(pixel_values, self.config.num_channels, self.config.stage_strides[-1])
         grids = self.config.feature_map_sizes(*pixel_values.shape[-2:])
-        hidden_states = self.embeddings(pixel_values, bool_masked_pos, mask_token)
+        hidden_states = self.hidden_state(self.embeddings(pixel_values, bool_masked_pos, mask_token))
         for stage, (grid_before, grid) in zip(self.stages, pairwise(grids), strict=True):
-            hidden_states = stage(hidden_states, grid_before, grid, **kwargs)
+            if stage.patch_embeddings is not None:
+                feature_map = hidden_states.transpose(1, 2).unflatten(2, grid_before)
+                hidden_states = stage.dropout(stage.patch_embeddings(feature_map))
+            for number, layer in enumerate(stage.layers):
+                hidden_states = layer(hidden_states, grid, **kwargs)
+                if number == 0:
+                    hidden_states = stage.position_generator(hidden_states, grid)
+            hidden_states = self.hidden_state(hidden_states)
         hidden_states = self.layernorm(hidden_states)
         return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=hidden_states.mean(1))
 

@@ -1,6 +1,7 @@
 """PVT, PVT v2 and Twins beside timm's and transformers' own: the same weights, the same results, there and back."""
 
 import json
+import weakref
 from pathlib import Path
 
 import golden
@@ -8,7 +9,7 @@ import pytest
 import timm
 import torch
 import transformers
-from models import tiny_model
+from models import tiny_config, tiny_model
 from safetensors.torch import load_file
 from test_goldens import convert
 from vit_family_launcher import main
@@ -150,3 +151,15 @@ def test_backbone_of_pvt_has_no_class_token():
         )
     assert all(torch.equal(a, b) for a, b in zip(with_token[:2], without[:2], strict=True))
     assert with_token[2].shape[1] == without[2].shape[1] + 1
+
+
+@pytest.mark.parametrize("case", ["swin", "swinv2", "localvit_swin", "twins", "twins-pcpvt"])
+def test_input_of_a_stage_is_freed_while_its_layers_run(case):
+    """The embeddings are a tenth of the peak of a forward pass: they must be gone when the second layer starts."""
+    model = tiny_model(case, "Model", depths=[2] * len(tiny_config(case).depths))
+    embeddings, alive = [], []
+    model.embeddings.register_forward_hook(lambda *call: embeddings.append(weakref.ref(call[2].untyped_storage())))
+    model.stages[0].layers[1].register_forward_pre_hook(lambda *call: alive.append(embeddings[0]()))
+    with torch.no_grad():
+        model(torch.randn(2, *model.config.input_shape))
+    assert alive == [None]
