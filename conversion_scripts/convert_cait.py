@@ -18,18 +18,8 @@ from ..conversion import (
 )
 from ..modeling.configuration_cait import VitfCaitConfig
 from ..rules import Concatenate, Rule
-from .convert_vit import (
-    FACEBOOK,
-    FACEBOOK_COMMIT,
-    FACEBOOK_LICENSE,
-    FACEBOOK_README,
-    TIMM_EVAL,
-    TIMM_FIXED,
-    TIMM_KWARGS,
-    timm_native_fields,
-    timm_rules,
-    timm_shapes,
-)
+from .convert_deit import FACEBOOK, FACEBOOK_COMMIT, FACEBOOK_LICENSE, FACEBOOK_README
+from .timm_names import TIMM_EVAL, TIMM_FIXED, TIMM_KWARGS, timm_native_fields, timm_rules, timm_shapes
 
 SOURCE = Source("facebookresearch/deit", FACEBOOK_COMMIT, "cait_models.py", "apache-2.0")
 

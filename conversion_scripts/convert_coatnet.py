@@ -12,15 +12,17 @@ from ..conversion import (
     Published,
     Source,
     fields_from_kwargs,
+    has_head,
     ignored,
     make_config,
+    one_or_two,
     shape_of,
 )
 from ..errors import ConversionError
 from ..modeling.configuration_coatnet import VitfCoatnetConfig
 from ..modeling.modeling_coatnet import expanded_channels, squeezed_channels
 from ..rules import Reshape, Rule, find_indices
-from .convert_vit import TIMM_EVAL, has_head, one_or_two
+from .timm_names import TIMM_EVAL
 
 SOURCE = Source("huggingface/pytorch-image-models", "v1.0.31", "timm/models/maxxvit.py", "apache-2.0")
 

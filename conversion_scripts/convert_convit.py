@@ -14,13 +14,15 @@ from ..conversion import (
     common_size,
     count_indices,
     fields_from_kwargs,
+    has_head,
     ignored,
     make_config,
+    one_or_two,
 )
 from ..errors import ConversionError
 from ..modeling.configuration_convit import VitfConvitConfig
 from ..rules import Rule
-from .convert_vit import TIMM_KWARGS, has_head, one_or_two, timm_rules, timm_shapes
+from .timm_names import TIMM_KWARGS, timm_rules, timm_shapes
 
 SOURCE = Source("facebookresearch/convit", "0a9340aaf50dd101c2d3766e575f24085afc92ed", "convit.py", "apache-2.0")
 

@@ -14,8 +14,10 @@ from ..conversion import (
     common_size,
     count_indices,
     fields_from_kwargs,
+    has_head,
     layer_norm_eps,
     make_config,
+    one_or_two,
     shape_of,
     square_image,
 )
@@ -23,7 +25,6 @@ from ..errors import ConversionError
 from ..modeling.configuration_crossvit import VitfCrossvitConfig
 from ..modeling.configuration_vitf import pair
 from ..rules import Concatenate, Rule
-from .convert_vit import has_head, one_or_two
 
 SOURCE = Source("IBM/CrossViT", "3f7ab77c5728b1c31a2d5cc6185ee9c7e754d952", "models/crossvit.py", "apache-2.0")
 

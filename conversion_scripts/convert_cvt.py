@@ -13,6 +13,7 @@ from ..conversion import (
     common_size,
     count_indices,
     fields_from_kwargs,
+    has_head,
     ignored,
     layer_norm_eps,
     make_config,
@@ -21,7 +22,7 @@ from ..conversion import (
 from ..errors import ConversionError
 from ..modeling.configuration_cvt import VitfCvtConfig
 from ..rules import Rule
-from .convert_vit import has_head, transformers_labels
+from .transformers_names import transformers_labels
 
 SOURCE = Source("microsoft/CvT", "f851e681966390779b71380d2600b52360ff4fe1", "lib/models/cls_cvt.py", "mit")
 

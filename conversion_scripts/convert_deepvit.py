@@ -8,7 +8,7 @@ from torch import Tensor
 from ..conversion import Layout, Published, Source, fields_from_kwargs, ignored, make_config, shape_of
 from ..modeling.configuration_deepvit import VitfDeepvitConfig
 from ..rules import Reshape, Rule, find_indices
-from .convert_vit import TIMM_FIXED, TIMM_KWARGS, timm_rules, timm_shapes
+from .timm_names import TIMM_FIXED, TIMM_KWARGS, timm_rules, timm_shapes
 
 SOURCE = Source(
     "zhoudaquan/dvit_repo",

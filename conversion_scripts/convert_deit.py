@@ -6,27 +6,19 @@ from typing import Any
 from torch import Tensor
 from transformers import DeiTConfig, PreTrainedModel, ViTConfig
 
-from ..conversion import Layout, Published, Source, fields_from_kwargs, make_config
+from ..conversion import Layout, Published, Source, fields_from_kwargs, has_head, make_config
 from ..modeling.configuration_deit import VitfDeitConfig
 from ..rules import Rule
-from .convert_vit import (
-    FACEBOOK,
-    FACEBOOK_COMMIT,
-    FACEBOOK_LICENSE,
-    FACEBOOK_README,
-    TIMM_FIXED,
-    TIMM_KWARGS,
-    TIMM_OPEN,
-    TRANSFORMERS_NAMES,
-    has_head,
-    timm_native_fields,
-    timm_rules,
-    timm_shapes,
-    transformers_fields,
-    transformers_native_fields,
-    transformers_rules,
-)
+from .timm_names import TIMM_FIXED, TIMM_KWARGS, TIMM_OPEN, timm_native_fields, timm_rules, timm_shapes
+from .transformers_names import TRANSFORMERS_NAMES, transformers_fields, transformers_native_fields, transformers_rules
 
+FACEBOOK_COMMIT = "7e160fe43f0252d17191b71cbb5826254114ea5b"
+FACEBOOK = "https://dl.fbaipublicfiles.com/deit"
+FACEBOOK_README = "README of facebookresearch/deit"
+FACEBOOK_LICENSE = {
+    "license": "apache-2.0",
+    "license_source": "no statement for the weights; the READMEs say that the repository is Apache-2.0",
+}
 SOURCE = Source("facebookresearch/deit", FACEBOOK_COMMIT, "models.py", "apache-2.0")
 
 

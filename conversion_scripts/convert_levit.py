@@ -14,8 +14,10 @@ from ..conversion import (
     Source,
     count_indices,
     fields_from_kwargs,
+    has_head,
     ignored,
     make_config,
+    one_or_two,
     shape_of,
     square_image,
 )
@@ -24,7 +26,7 @@ from ..modeling.configuration_levit import VitfLevitConfig
 from ..modeling.configuration_vitf import pair
 from ..modeling.modeling_levit import offset_index
 from ..rules import Derived, Rule, find_indices
-from .convert_vit import has_head, one_or_two, transformers_labels
+from .transformers_names import transformers_labels
 
 SOURCE = Source("facebookresearch/LeViT", "3772b8e7517b900330ee1f46e11b0ae917dae323", "levit.py", "apache-2.0")
 

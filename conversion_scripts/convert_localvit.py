@@ -20,7 +20,7 @@ from ..errors import ConversionError
 from ..modeling.configuration_localvit import VitfLocalvitConfig
 from ..modeling.configuration_vitf import VitfConfig
 from ..rules import Rule
-from .convert_vit import TIMM_FIXED, TIMM_KWARGS, TIMM_OPEN, timm_rules
+from .timm_names import TIMM_FIXED, TIMM_KWARGS, TIMM_OPEN, timm_rules
 
 COMMIT = "f49726087006ddbd55eb18a40cf6eebca18e2b8e"
 SOURCE = Source("ofsoundof/LocalViT", COMMIT, "models/localvit.py", "mit")

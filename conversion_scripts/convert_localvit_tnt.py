@@ -19,7 +19,7 @@ from ..conversion import (
 from ..modeling.configuration_localvit_tnt import VitfLocalvitTntConfig
 from ..rules import Concatenate, Permute, Reshape, Rule
 from .convert_localvit import COMMIT, DEPTHWISE, feed_forward_fields, published, with_feed_forward
-from .convert_vit import TIMM_KWARGS
+from .timm_names import TIMM_KWARGS
 
 SOURCE = Source("ofsoundof/LocalViT", COMMIT, "models/localvit_tnt.py", "mit")
 

@@ -13,15 +13,16 @@ from ..conversion import (
     common_size,
     count_indices,
     fields_from_kwargs,
+    has_head,
     ignored,
     make_config,
+    one_or_two,
     shape_of,
 )
 from ..errors import ConversionError
 from ..modeling.configuration_mvit import VitfMvitConfig
 from ..modeling.configuration_vitf import pair
 from ..rules import Reshape, Rule
-from .convert_vit import has_head, one_or_two
 
 SOURCE = Source(
     "facebookresearch/mvit", "dfbdfdf60efb36128cb2847950deaa560ceb7bfc", "mvit/models/mvit_model.py", "apache-2.0"

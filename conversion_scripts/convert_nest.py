@@ -14,16 +14,17 @@ from ..conversion import (
     common_size,
     count_indices,
     fields_from_kwargs,
+    has_head,
     ignored,
     layer_norm_eps,
     make_config,
+    one_or_two,
     shape_of,
 )
 from ..errors import ConversionError
 from ..modeling.configuration_nest import VitfNestConfig
 from ..modeling.configuration_vitf import pair
 from ..rules import Concatenate, Each, Permute, Reshape, Rule, Split
-from .convert_vit import has_head, one_or_two
 
 SOURCE = Source(
     "google-research/nested-transformer",

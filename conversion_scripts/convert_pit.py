@@ -13,14 +13,15 @@ from ..conversion import (
     common_size,
     count_indices,
     fields_from_kwargs,
+    has_head,
     make_config,
+    one_or_two,
     shape_of,
 )
 from ..errors import ConversionError
 from ..modeling.configuration_pit import VitfPitConfig
 from ..modeling.configuration_vitf import pair
 from ..rules import Permute, Reshape, Rule
-from .convert_vit import has_head, one_or_two
 
 SOURCE = Source("naver-ai/pit", "9d97a62e6a2a72a86685003998fcae700f952e18", "pit.py", "apache-2.0")
 

@@ -13,9 +13,11 @@ from ..conversion import (
     common_size,
     count_indices,
     fields_from_kwargs,
+    has_head,
     ignored,
     layer_norm_eps,
     make_config,
+    one_or_two,
     shape_of,
     square_image,
 )
@@ -23,7 +25,7 @@ from ..errors import ConversionError
 from ..modeling.configuration_pvt import VitfPvtConfig
 from ..modeling.configuration_vitf import VitfPyramidConfig, pair
 from ..rules import Concatenate, Rule
-from .convert_vit import has_head, one_or_two, transformers_labels
+from .transformers_names import transformers_labels
 
 SOURCE = Source("whai362/PVT", "57e2dfaa5a46f9050d76f306a4fcd9a7c061f520", "classification/pvt.py", "apache-2.0")
 

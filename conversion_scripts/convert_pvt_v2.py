@@ -6,7 +6,17 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel, PvtV2Config
 
-from ..conversion import Layout, Published, Source, count_indices, fields_from_kwargs, ignored, make_config, shape_of
+from ..conversion import (
+    Layout,
+    Published,
+    Source,
+    count_indices,
+    fields_from_kwargs,
+    has_head,
+    ignored,
+    make_config,
+    shape_of,
+)
 from ..errors import ConversionError
 from ..modeling.configuration_pvt_v2 import VitfPvtV2Config
 from ..modeling.configuration_vitf import pair
@@ -26,7 +36,6 @@ from .convert_pvt import (
     transformers_pyramid_fields,
     transformers_pyramid_native,
 )
-from .convert_vit import has_head
 
 SOURCE = Source("whai362/PVT", "57e2dfaa5a46f9050d76f306a4fcd9a7c061f520", "classification/pvt_v2.py", "apache-2.0")
 

@@ -16,12 +16,12 @@ from ..conversion import (
     ignored,
     layer_norm_eps,
     make_config,
+    one_or_two,
     shape_of,
 )
 from ..errors import ConversionError
 from ..modeling.configuration_regionvit import VitfRegionvitConfig
 from ..rules import Reshape, Rule, Unify
-from .convert_vit import one_or_two
 
 SOURCE = Source("IBM/RegionViT", "77000c2fcfbe9a5735d7a27a8a7821f69c0440ec", "regionvit/regionvit.py", "apache-2.0")
 

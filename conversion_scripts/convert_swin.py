@@ -13,9 +13,11 @@ from ..conversion import (
     common_size,
     count_indices,
     fields_from_kwargs,
+    has_head,
     ignored,
     layer_norm_eps,
     make_config,
+    one_or_two,
     shape_of,
 )
 from ..errors import ConversionError
@@ -23,7 +25,7 @@ from ..modeling.configuration_swin import VitfSwinConfig
 from ..modeling.configuration_vitf import VitfPyramidConfig, pair
 from ..modeling.windows import relative_position_index, shift_mask
 from ..rules import Concatenate, Derived, Rule
-from .convert_vit import has_head, one_or_two, transformers_labels
+from .transformers_names import transformers_labels
 
 COMMIT = "f82860bfb5225915aca09c3227159ee9e1df874d"
 SOURCE = Source("microsoft/Swin-Transformer", COMMIT, "models/swin_transformer.py", "mit")

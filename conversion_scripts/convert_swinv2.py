@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel, Swinv2Config
 
-from ..conversion import Layout, Published, Source, fields_from_kwargs, make_config, shape_of
+from ..conversion import Layout, Published, Source, fields_from_kwargs, has_head, make_config, shape_of
 from ..modeling.configuration_swinv2 import VitfSwinv2Config
 from ..modeling.modeling_swinv2 import log_distances
 from ..rules import Concatenate, Derived, Rule
@@ -29,7 +29,6 @@ from .convert_swin import (
     transformers_common_rules,
     transformers_fields,
 )
-from .convert_vit import has_head
 
 SOURCE = Source("microsoft/Swin-Transformer", COMMIT, "models/swin_transformer_v2.py", "mit")
 

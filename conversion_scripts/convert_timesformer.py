@@ -6,21 +6,13 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel, TimesformerConfig
 
-from ..conversion import Layout, Published, Source, fields_from_kwargs, ignored, make_config, shape_of
+from ..conversion import Layout, Published, Source, fields_from_kwargs, has_head, ignored, make_config, shape_of
 from ..errors import ConversionError
 from ..modeling.configuration_timesformer import VitfTimesformerConfig
 from ..modeling.configuration_vitf import pair
 from ..rules import Rule
-from .convert_vit import (
-    TIMM_FIXED,
-    TIMM_KWARGS,
-    TIMM_OPEN,
-    has_head,
-    timm_rules,
-    timm_shapes,
-    transformers_fields,
-    transformers_native_fields,
-)
+from .timm_names import TIMM_FIXED, TIMM_KWARGS, TIMM_OPEN, timm_rules, timm_shapes
+from .transformers_names import transformers_fields, transformers_native_fields
 
 SOURCE = Source(
     "facebookresearch/TimeSformer",

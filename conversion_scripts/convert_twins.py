@@ -6,13 +6,23 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..conversion import Layout, Published, Source, count_indices, fields_from_kwargs, ignored, make_config, shape_of
+from ..conversion import (
+    Layout,
+    Published,
+    Source,
+    count_indices,
+    fields_from_kwargs,
+    has_head,
+    ignored,
+    make_config,
+    one_or_two,
+    shape_of,
+)
 from ..errors import ConversionError
 from ..modeling.configuration_twins import VitfTwinsConfig
 from ..modeling.configuration_vitf import pair
 from ..rules import Rule, find_indices
 from .convert_pvt import PYRAMID_FIXED, PYRAMID_KWARGS, num_labels, pyramid_block_rules, pyramid_shapes
-from .convert_vit import has_head, one_or_two
 
 SOURCE = Source("Meituan-AutoML/Twins", "c1ff6714969ad8ef330e75cf97bd310f7488f529", "gvt.py", "apache-2.0")
 

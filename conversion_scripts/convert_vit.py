@@ -1,6 +1,5 @@
 """ViT and DeiT III: the original .npz files, DeiT III's .pth, timm's and transformers' own ViT."""
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,13 +8,12 @@ from transformers import PreTrainedModel, ViTConfig
 
 from ..conversion import (
     Layout,
-    Published,
     Source,
     common_size,
     count_indices,
     fields_from_kwargs,
+    has_head,
     ignored,
-    layer_norm_eps,
     make_config,
     shape_of,
     square_image,
@@ -23,7 +21,17 @@ from ..conversion import (
 from ..errors import ConversionError
 from ..modeling.configuration_vit import VitfVitConfig, resnet_stride
 from ..modeling.configuration_vitf import pair
-from ..rules import Concatenate, Permute, Reshape, Rule, find_indices
+from ..rules import Permute, Reshape, Rule, find_indices
+from .convert_deit import FACEBOOK_COMMIT
+from .flax_names import flax_attention_rules, flax_dense_rules, flax_mlp_rules, flax_norm_rules
+from .published_vit import CHECKPOINTS as CHECKPOINTS
+from .timm_names import TIMM_FIXED, TIMM_KWARGS, TIMM_OPEN, timm_native_fields, timm_rules, timm_shapes
+from .transformers_names import (
+    TRANSFORMERS_NAMES,
+    transformers_fields,
+    transformers_native_fields,
+    transformers_rules,
+)
 
 SOURCE = Source(
     "google-research/vision_transformer",
@@ -31,9 +39,6 @@ SOURCE = Source(
     "vit_jax/models_vit.py",
     "apache-2.0",
 )
-
-# Of DeiT III, and of DeiT.
-FACEBOOK_COMMIT = "7e160fe43f0252d17191b71cbb5826254114ea5b"
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The original: flax parameters. Published files number the modules of a block in one sequence ("pre-linen"); big_vision
@@ -68,42 +73,6 @@ def _resnet_rules(config: VitfVitConfig) -> list[Rule]:
         table.append(Rule(source + "conv_proj/kernel", target + "shortcut.weight", kernel))
         table += norm(source + "gn_proj", target + "shortcut_norm", 4 * width)
     return table
-
-
-def flax_norm_rules(source: str, target: str) -> list[Rule]:
-    """A LayerNorm of flax."""
-    return [Rule(f"{source}/scale", f"{target}.weight"), Rule(f"{source}/bias", f"{target}.bias")]
-
-
-def flax_dense_rules(source: str, target: str) -> list[Rule]:
-    """A linear layer of flax."""
-    return [Rule(f"{source}/kernel", f"{target}.weight", Permute(1, 0)), Rule(f"{source}/bias", f"{target}.bias")]
-
-
-def flax_mlp_rules(source: str, target: str) -> list[Rule]:
-    """The feed-forward layer of flax's ViT and its descendants."""
-    return [
-        *flax_dense_rules(f"{source}/Dense_0", f"{target}.fc1"),
-        *flax_dense_rules(f"{source}/Dense_1", f"{target}.fc2"),
-    ]
-
-
-def flax_attention_rules(source: str, target: str, width: int, heads: int) -> list[Rule]:
-    """An attention layer of flax, whose matrices have a dimension of heads."""
-    split, square = (heads, width // heads), (width, width)
-    qkv = [f"{source}/{name}/" for name in ("query", "key", "value")]
-    return [
-        Rule(
-            tuple(name + "kernel" for name in qkv),
-            target + ".qkv.weight",
-            Reshape((width, *split), square),
-            Permute(1, 0),
-            Concatenate(3),
-        ),
-        Rule(tuple(name + "bias" for name in qkv), target + ".qkv.bias", Reshape(split, (width,)), Concatenate(3)),
-        Rule(f"{source}/out/kernel", target + ".proj.weight", Reshape((*split, width), square), Permute(1, 0)),
-        Rule(f"{source}/out/bias", target + ".proj.bias"),
-    ]
 
 
 def _flax_rules(config: VitfVitConfig, modules: tuple[str, ...]) -> list[Rule]:
@@ -242,24 +211,6 @@ def config_from_original(
 # timm's names, which DeiT and DeiT III keep but for their layer scale
 
 
-def timm_rules(config) -> list[Rule]:
-    """What timm's ViT, DeiT (timm 0.3.2 inside) and DeiT III name alike: patches, layers, last norm and head."""
-    source, target = "blocks.{i}.", "layers.{i}."
-    return [
-        Rule("cls_token", "embeddings.cls_token"),
-        Rule("pos_embed", "embeddings.position_embeddings.weight"),
-        Rule("patch_embed.proj.*", "embeddings.patch_embeddings.projection.*"),
-        Rule(source + "norm1.*", target + "layernorm_before.*"),
-        Rule(source + "attn.qkv.*", target + "attention.qkv.*"),
-        Rule(source + "attn.proj.*", target + "attention.proj.*"),
-        Rule(source + "norm2.*", target + "layernorm_after.*"),
-        Rule(source + "mlp.fc1.*", target + "mlp.fc1.*"),
-        Rule(source + "mlp.fc2.*", target + "mlp.fc2.*"),
-        Rule("norm.*", "layernorm.*"),
-        Rule("head.*", "classifier.*"),
-    ]
-
-
 def _timm_vit_rules(config: VitfVitConfig, layer_scale: str) -> list[Rule]:
     absent = set() if config.use_cls_token else {"cls_token"}
     rules = [rule for rule in timm_rules(config) if not absent.intersection(rule.sources)]
@@ -279,65 +230,6 @@ def timm_vit_rules(config: VitfVitConfig) -> list[Rule]:
     """The table of timm 1.0's VisionTransformer."""
     return _timm_vit_rules(config, "ls{n}.gamma")
 
-
-def timm_shapes(state_dict: Mapping[str, Tensor], num_prefix_rows: tuple[int, ...]) -> dict[str, Any]:
-    """
-    The fields that shapes tell under timm's names.
-
-    Args:
-        num_prefix_rows: Numbers of rows of the position table that may precede the patches'.
-    """
-    _, channels, *patch_size = shape_of("patch_embed.proj.weight", state_dict, 4)
-    width = common_size({"patch_embed.proj.weight": 0, "patch_embed.proj.bias": 0, "norm.weight": 0}, state_dict)
-    mlp = {"blocks.0.mlp.fc1.weight": 0, "blocks.0.mlp.fc1.bias": 0, "blocks.0.mlp.fc2.weight": 1}
-    known = {
-        "patch_size": tuple(patch_size),
-        "num_channels": channels,
-        "hidden_size": width,
-        "num_hidden_layers": count_indices("blocks.{i}.norm1.weight", state_dict),
-        "mlp_ratio": common_size(mlp, state_dict) / width,
-        "qkv_bias": "blocks.0.attn.qkv.bias" in state_dict,
-    }
-    if "head.weight" in state_dict:
-        known["num_labels"] = common_size({"head.weight": 0, "head.bias": 0}, state_dict)
-    positions = shape_of("pos_embed", state_dict, 3)[1]
-    images = (square_image(positions - rows, patch_size) for rows in num_prefix_rows)
-    if image := next(filter(None, images), None):
-        known["image_size"] = image
-    return known
-
-
-# Activation to timm's name of it.
-_TIMM_ACTIVATIONS = {"gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh"}
-
-
-def _timm_activation(name: str | None) -> dict[str, str]:
-    names = {theirs: ours for ours, theirs in _TIMM_ACTIVATIONS.items()}
-    if name is not None and name not in names:
-        raise ConversionError(f"original argument act_layer={name!r} is not supported, only {list(names)}", "act_layer")
-    return {} if name is None else {"hidden_act": names[name]}
-
-
-# Arguments of timm's constructors, 0.3.2 as in DeiT and 1.0, and of models_v2.py.
-TIMM_KWARGS = {
-    "img_size": "image_size",
-    "patch_size": "patch_size",
-    "in_chans": "num_channels",
-    "num_classes": "num_labels",
-    "embed_dim": "hidden_size",
-    "depth": "num_hidden_layers",
-    "num_heads": "num_attention_heads",
-    "mlp_ratio": "mlp_ratio",
-    "qkv_bias": "qkv_bias",
-    "drop_rate": "hidden_dropout_prob",
-    "attn_drop_rate": "attention_probs_dropout_prob",
-    "drop_path_rate": "drop_path_rate",
-    "norm_layer": layer_norm_eps,
-    "act_layer": _timm_activation,
-}
-# What shapes under timm's names leave open, and where.
-TIMM_OPEN = {"image_size": "pos_embed", "num_attention_heads": "blocks.0.attn.qkv.weight"}
-TIMM_FIXED = {"qk_scale": (None,), "hybrid_backbone": (None,)}
 
 # What makes a ViT a DeiT III: see modeling/configuration_vit.py.
 _DEIT3 = {
@@ -401,41 +293,7 @@ def timm_config(kwargs: Mapping[str, Any], state_dict: Mapping[str, Tensor], **o
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# transformers' own ViT. Files hold the names of version 4, which version 5 writes by default as well; the other names are
-# those of version 5 in memory, written by save_pretrained(save_original_format=False).
-
-_VERSION_4 = {
-    "layer": "encoder.layer.{i}.",
-    "qkv": tuple(f"attention.attention.{name}." for name in ("query", "key", "value")),
-    "proj": "attention.output.dense.",
-    "fc1": "intermediate.dense.",
-    "fc2": "output.dense.",
-}
-_VERSION_5 = {
-    "layer": "layers.{i}.",
-    "qkv": tuple(f"attention.{name}_proj." for name in "qkv"),
-    "proj": "attention.o_proj.",
-    "fc1": "mlp.fc1.",
-    "fc2": "mlp.fc2.",
-}
-TRANSFORMERS_NAMES = {"transformers": _VERSION_4, "transformers_5": _VERSION_5}
-
-
-def transformers_rules(names: Mapping[str, Any]) -> list[Rule]:
-    """What transformers' ViT and DeiT name alike; `names` is a value of `TRANSFORMERS_NAMES`."""
-    source, target = names["layer"], "layers.{i}."
-    return [
-        Rule("embeddings.cls_token", "embeddings.cls_token"),
-        Rule("embeddings.position_embeddings", "embeddings.position_embeddings.weight"),
-        Rule("embeddings.patch_embeddings.projection.*", "embeddings.patch_embeddings.projection.*"),
-        Rule(source + "layernorm_before.*", target + "layernorm_before.*"),
-        Rule(tuple(source + name + "*" for name in names["qkv"]), target + "attention.qkv.*", Concatenate(3)),
-        Rule(source + names["proj"] + "*", target + "attention.proj.*"),
-        Rule(source + "layernorm_after.*", target + "layernorm_after.*"),
-        Rule(source + names["fc1"] + "*", target + "mlp.fc1.*"),
-        Rule(source + names["fc2"] + "*", target + "mlp.fc2.*"),
-        Rule("layernorm.*", "layernorm.*"),
-    ]
+# transformers' own ViT
 
 
 def _transformers_vit_rules(names: Mapping[str, Any]):
@@ -445,56 +303,6 @@ def _transformers_vit_rules(names: Mapping[str, Any]):
         return [*transformers_rules(names), head, *pooler]
 
     return rules
-
-
-# Fields that mean the same in transformers' ViTConfig and DeiTConfig.
-TRANSFORMERS_FIELDS = [
-    "image_size",
-    "patch_size",
-    "num_channels",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "hidden_act",
-    "qkv_bias",
-    "layer_norm_eps",
-    "hidden_dropout_prob",
-    "attention_probs_dropout_prob",
-    "initializer_range",
-]
-
-
-def transformers_fields(metadata: Mapping[str, Any], state_dict: Mapping[str, Tensor], head: str) -> dict[str, Any]:
-    """
-    Fields from transformers' own config.json, and the number of labels from the `head`.
-
-    Raises:
-        ConversionError: if the config.json is not there or lacks a field.
-    """
-    fields = {}
-    for name in TRANSFORMERS_FIELDS:
-        if name not in metadata:
-            raise ConversionError(
-                f"{name} is not told by the weights; keep transformers' config.json next to them, or give its fields as "
-                f"original_kwargs",
-                name,
-            )
-        fields[name] = metadata[name]
-    fields["mlp_ratio"] = metadata.get("intermediate_size", 4 * fields["hidden_size"]) / fields["hidden_size"]
-    return fields | transformers_labels(metadata, state_dict, head)
-
-
-def transformers_labels(metadata: Mapping[str, Any], state_dict: Mapping[str, Tensor], head: str) -> dict[str, Any]:
-    """The labels of transformers' own config.json; where it has none that fit the `head`, their number."""
-    fields = {}
-    if f"{head}.weight" in state_dict:
-        fields["num_labels"] = shape_of(f"{head}.weight", state_dict, 2)[0]
-    labels = metadata.get("id2label") or {}
-    if labels and len(labels) == fields.get("num_labels", len(labels)):
-        fields.pop("num_labels", None)  # the labels say how many there are
-        fields["id2label"] = {int(index): label for index, label in labels.items()}
-        fields["label2id"] = {label: index for index, label in fields["id2label"].items()}
-    return fields
 
 
 def transformers_config(kwargs: Mapping[str, Any], state_dict: Mapping[str, Tensor], **overrides: Any) -> VitfVitConfig:
@@ -511,29 +319,6 @@ def transformers_config(kwargs: Mapping[str, Any], state_dict: Mapping[str, Tens
     return make_config(VitfVitConfig, known, **overrides)
 
 
-def has_head(model: PreTrainedModel) -> bool:
-    """Whether it is more than the encoder."""
-    return model.base_model is not model
-
-
-def one_or_two(size: Any) -> int | list[int]:
-    """A size as one number where height and width are equal."""
-    height, width = pair(size)
-    return height if height == width else [height, width]
-
-
-def transformers_native_fields(config) -> dict[str, Any]:
-    """The fields of `TRANSFORMERS_FIELDS` and the labels, for transformers' own configuration."""
-    return {
-        **{name: getattr(config, name) for name in TRANSFORMERS_FIELDS},
-        "image_size": one_or_two(config.image_size),
-        "patch_size": one_or_two(config.patch_size),
-        "intermediate_size": round(config.mlp_ratio * config.hidden_size),
-        "id2label": config.id2label,
-        "label2id": config.label2id,
-    }
-
-
 def _transformers_native(model: PreTrainedModel) -> dict[str, Any]:
     config = model.config
     if has_head(model) and config.representation_size is not None:
@@ -545,28 +330,6 @@ def _transformers_native(model: PreTrainedModel) -> dict[str, Any]:
         pooler_output_size=config.representation_size or config.hidden_size,
         architectures=["ViTForImageClassification" if has_head(model) else "ViTModel"],
     ).to_diff_dict()
-
-
-def timm_native_fields(model: PreTrainedModel) -> dict[str, Any]:
-    """The arguments of timm 1.0's VisionTransformer that ViT and DeiT have in common."""
-    config = model.config
-    if config.hidden_act not in _TIMM_ACTIVATIONS or config.layer_norm_eps != 1e-6:
-        raise ConversionError(
-            f"timm's config.json cannot say hidden_act={config.hidden_act!r} with layer_norm_eps={config.layer_norm_eps}, "
-            f"only {' or '.join(_TIMM_ACTIVATIONS)} with 1e-06; convert with --set to change them"
-        )
-    return {
-        "img_size": one_or_two(config.image_size),
-        "patch_size": one_or_two(config.patch_size),
-        "in_chans": config.num_channels,
-        "num_classes": config.num_labels if has_head(model) else 0,
-        "embed_dim": config.hidden_size,
-        "depth": config.num_hidden_layers,
-        "num_heads": config.num_attention_heads,
-        "mlp_ratio": config.mlp_ratio,
-        "qkv_bias": config.qkv_bias,
-        "act_layer": _TIMM_ACTIVATIONS[config.hidden_act],
-    }
 
 
 def _timm_native(model: PreTrainedModel) -> dict[str, Any]:
@@ -661,258 +424,5 @@ LAYOUTS = {
             native_config=_transformers_native,
         )
         for name, names in TRANSFORMERS_NAMES.items()
-    },
-}
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Published checkpoints
-
-# Of DeiT too, which shares the repository.
-FACEBOOK = "https://dl.fbaipublicfiles.com/deit"
-FACEBOOK_README = "README of facebookresearch/deit"
-FACEBOOK_LICENSE = {
-    "license": "apache-2.0",
-    "license_source": "no statement for the weights; the READMEs say that the repository is Apache-2.0",
-}
-_GOOGLE = "https://storage.googleapis.com/vit_models"
-_GOOGLE_LICENSE = {
-    "license": "apache-2.0",
-    "license_source": "no statement for the weights; the code is Apache-2.0, and timm's cards of them say apache-2.0",
-}
-TIMM_EVAL = "timm's evaluation, bicubic: huggingface/pytorch-image-models@aa4b585 results/results-imagenet.csv"
-_README_AUGREG = "README of google-research/vision_transformer, recommended AugReg checkpoints"
-_README_ORIGINAL = "README of google-research/vision_transformer before 2021-06: a fine-tuning like this one, not an evaluation of this file"
-_TRAINING = {
-    "in21k": "ImageNet-21k",
-    "in21k_ft_in1k": "ImageNet-21k, fine-tuned on ImageNet-1k",
-    "in1k": "ImageNet-1k",
-    "in22k_ft_in1k": "ImageNet-21k, fine-tuned on ImageNet-1k",
-}
-
-# Key, file, top-1, who measured it. arXiv 2010.11929 ("orig") and 2106.01548 ("sam").
-_ORIGINAL = (
-    ("vit_base_patch16_224_in21k_pre_logits.orig_in21k", "imagenet21k/ViT-B_16", None, ""),
-    ("vit_base_patch32_224_in21k_pre_logits.orig_in21k", "imagenet21k/ViT-B_32", None, ""),
-    ("vit_base_patch8_224_in21k_pre_logits.orig_in21k", "imagenet21k/ViT-B_8", None, ""),
-    ("vit_large_patch16_224_in21k_pre_logits.orig_in21k", "imagenet21k/ViT-L_16", None, ""),
-    ("vit_large_patch32_224_in21k_pre_logits.orig_in21k", "imagenet21k/ViT-L_32", None, ""),
-    ("vit_huge_patch14_224_in21k_pre_logits.orig_in21k", "imagenet21k/ViT-H_14", None, ""),
-    ("vit_base_patch16_384.orig_in21k_ft_in1k", "imagenet21k+imagenet2012/ViT-B_16", 84.212, TIMM_EVAL),
-    ("vit_base_patch16_224.orig_in21k_ft_in1k", "imagenet21k+imagenet2012/ViT-B_16-224", 81.782, TIMM_EVAL),
-    ("vit_base_patch32_384.orig_in21k_ft_in1k", "imagenet21k+imagenet2012/ViT-B_32", 81.79, _README_ORIGINAL),
-    ("vit_base_patch8_384.orig_in21k_ft_in1k", "imagenet21k+imagenet2012/ViT-B_8", None, ""),
-    ("vit_large_patch16_384.orig_in21k_ft_in1k", "imagenet21k+imagenet2012/ViT-L_16", 85.07, _README_ORIGINAL),
-    ("vit_large_patch16_224.orig_in21k_ft_in1k", "imagenet21k+imagenet2012/ViT-L_16-224", None, ""),
-    ("vit_large_patch32_384.orig_in21k_ft_in1k", "imagenet21k+imagenet2012/ViT-L_32", 81.508, TIMM_EVAL),
-    ("vit_base_patch16_224.sam_in1k", "sam/ViT-B_16", 80.246, TIMM_EVAL),
-    ("vit_base_patch32_224.sam_in1k", "sam/ViT-B_32", 73.704, TIMM_EVAL),
-    ("vit_large_patch16_224.sam_in1k", "sam/ViT-L_16", None, ""),
-    ("vit_large_patch32_224.sam_in1k", "sam/ViT-L_32", None, ""),
-    ("vit_small_patch16_224.sam_in1k", "sam/ViT-S_16", None, ""),
-    ("vit_base_r50_s16_224_in21k_pre_logits.orig_in21k", "imagenet21k/R50+ViT-B_16", None, ""),
-    ("vit_base_r26_s32_224_in21k_pre_logits.orig_in21k", "imagenet21k/R26+ViT-B_32", None, ""),
-    ("vit_large_r50_s32_224_in21k_pre_logits.orig_in21k", "imagenet21k/R50+ViT-L_32", None, ""),
-    ("vit_base_r50_s16_384.orig_in21k_ft_in1k", "imagenet21k+imagenet2012/R50+ViT-B_16", 84.988, TIMM_EVAL),
-)
-# Key, model, data, augmentation, weight decay, dropout and stochastic depth, fine-tuning (learning rate, size), top-1, who
-# measured it. arXiv 2106.10270; where the README of the repository and timm chose different runs, both are here.
-_AUGREG = (
-    ("vit_large_patch16_224_in21k.augreg_in21k", "L_16", "i21k", "strong1", 0.1, 0.0, None, None, ""),
-    (
-        "vit_large_patch16_384.augreg_readme_in21k_ft_in1k",
-        "L_16",
-        "i21k",
-        "strong1",
-        0.1,
-        0.0,
-        (0.01, 384),
-        85.59,
-        _README_AUGREG,
-    ),
-    ("vit_base_patch16_224_in21k.augreg_in21k", "B_16", "i21k", "medium1", 0.1, 0.0, None, None, ""),
-    (
-        "vit_base_patch16_384.augreg_readme_in21k_ft_in1k",
-        "B_16",
-        "i21k",
-        "medium1",
-        0.1,
-        0.0,
-        (0.03, 384),
-        85.49,
-        _README_AUGREG,
-    ),
-    ("vit_small_patch16_224_in21k.augreg_in21k", "S_16", "i21k", "light1", 0.03, 0.0, None, None, ""),
-    ("vit_small_patch16_384.augreg_in21k_ft_in1k", "S_16", "i21k", "light1", 0.03, 0.0, (0.03, 384), 83.814, TIMM_EVAL),
-    ("vit_tiny_patch16_224_in21k.augreg_in21k", "Ti_16", "i21k", "none", 0.03, 0.0, None, None, ""),
-    ("vit_tiny_patch16_384.augreg_in21k_ft_in1k", "Ti_16", "i21k", "none", 0.03, 0.0, (0.03, 384), 78.438, TIMM_EVAL),
-    ("vit_base_patch32_224_in21k.augreg_in21k", "B_32", "i21k", "light1", 0.1, 0.0, None, None, ""),
-    (
-        "vit_base_patch32_384.augreg_readme_in21k_ft_in1k",
-        "B_32",
-        "i21k",
-        "light1",
-        0.1,
-        0.0,
-        (0.01, 384),
-        83.59,
-        _README_AUGREG,
-    ),
-    ("vit_small_patch32_224_in21k.augreg_in21k", "S_32", "i21k", "none", 0.1, 0.0, None, None, ""),
-    (
-        "vit_small_patch32_384.augreg_readme_in21k_ft_in1k",
-        "S_32",
-        "i21k",
-        "none",
-        0.1,
-        0.0,
-        (0.01, 384),
-        79.58,
-        _README_AUGREG,
-    ),
-    ("vit_base_patch8_224.augreg_medium2_in21k_ft_in1k", "B_8", "i21k", "medium2", 0.1, 0.0, (0.03, 224), None, ""),
-    ("vit_tiny_patch16_224.augreg_in21k_ft_in1k", "Ti_16", "i21k", "none", 0.03, 0.0, (0.03, 224), 75.452, TIMM_EVAL),
-    ("vit_small_patch32_224.augreg_in21k_ft_in1k", "S_32", "i21k", "light1", 0.03, 0.0, (0.03, 224), 76.01, TIMM_EVAL),
-    ("vit_small_patch32_384.augreg_in21k_ft_in1k", "S_32", "i21k", "light1", 0.03, 0.0, (0.03, 384), 80.476, TIMM_EVAL),
-    ("vit_small_patch16_224.augreg_in21k_ft_in1k", "S_16", "i21k", "light1", 0.03, 0.0, (0.03, 224), 81.402, TIMM_EVAL),
-    ("vit_small_patch16_224.augreg_in1k", "S_16", "i1k", "medium2", 0.1, 0.0, (0.01, 224), 78.842, TIMM_EVAL),
-    ("vit_small_patch16_384.augreg_in1k", "S_16", "i1k", "medium2", 0.1, 0.0, (0.01, 384), 81.13, TIMM_EVAL),
-    ("vit_base_patch32_224.augreg_in21k_ft_in1k", "B_32", "i21k", "medium1", 0.03, 0.0, (0.03, 224), 80.732, TIMM_EVAL),
-    ("vit_base_patch32_384.augreg_in21k_ft_in1k", "B_32", "i21k", "light1", 0.1, 0.0, (0.03, 384), 83.358, TIMM_EVAL),
-    ("vit_base_patch32_224.augreg_in1k", "B_32", "i1k", "medium2", 0.1, 0.1, (0.01, 224), 74.908, TIMM_EVAL),
-    ("vit_base_patch32_384.augreg_in1k", "B_32", "i1k", "medium2", 0.1, 0.1, (0.01, 384), 78.75, TIMM_EVAL),
-    ("vit_base_patch16_224.augreg_in21k_ft_in1k", "B_16", "i21k", "medium1", 0.1, 0.0, (0.01, 224), 84.534, TIMM_EVAL),
-    ("vit_base_patch16_384.augreg_in21k_ft_in1k", "B_16", "i21k", "medium1", 0.1, 0.0, (0.01, 384), 86.01, TIMM_EVAL),
-    ("vit_base_patch16_224.augreg_in1k", "B_16", "i1k", "strong2", 0.1, 0.1, (0.01, 224), 79.154, TIMM_EVAL),
-    ("vit_base_patch16_384.augreg_in1k", "B_16", "i1k", "strong2", 0.1, 0.1, (0.01, 384), 81.102, TIMM_EVAL),
-    ("vit_base_patch8_224.augreg_in21k_ft_in1k", "B_8", "i21k", "medium1", 0.1, 0.0, (0.01, 224), 85.838, TIMM_EVAL),
-    ("vit_large_patch16_224.augreg_in21k_ft_in1k", "L_16", "i21k", "medium1", 0.1, 0.1, (0.01, 224), 85.856, TIMM_EVAL),
-    ("vit_large_patch16_384.augreg_in21k_ft_in1k", "L_16", "i21k", "medium1", 0.1, 0.1, (0.01, 384), 87.096, TIMM_EVAL),
-    ("vit_large_r50_s32_224_in21k.augreg_in21k", "R50_L_32", "i21k", "medium1", 0.1, 0.1, None, None, ""),
-    (
-        "vit_large_r50_s32_384.augreg_readme_in21k_ft_in1k",
-        "R50_L_32",
-        "i21k",
-        "medium1",
-        0.1,
-        0.1,
-        (0.01, 384),
-        85.99,
-        _README_AUGREG,
-    ),
-    ("vit_small_r26_s32_224_in21k.augreg_in21k", "R26_S_32", "i21k", "light1", 0.1, 0.0, None, None, ""),
-    (
-        "vit_small_r26_s32_384.augreg_readme_in21k_ft_in1k",
-        "R26_S_32",
-        "i21k",
-        "light1",
-        0.1,
-        0.0,
-        (0.01, 384),
-        83.85,
-        _README_AUGREG,
-    ),
-    ("vit_tiny_r_s16_p8_224_in21k.augreg_in21k", "R_Ti_16", "i21k", "none", 0.03, 0.0, None, None, ""),
-    (
-        "vit_tiny_r_s16_p8_384.augreg_in21k_ft_in1k",
-        "R_Ti_16",
-        "i21k",
-        "none",
-        0.03,
-        0.0,
-        (0.03, 384),
-        75.962,
-        TIMM_EVAL,
-    ),
-    ("vit_tiny_r_s16_p8_224.augreg_in21k_ft_in1k", "R_Ti_16", "i21k", "none", 0.03, 0.0, (0.03, 224), 71.8, TIMM_EVAL),
-    (
-        "vit_small_r26_s32_224.augreg_in21k_ft_in1k",
-        "R26_S_32",
-        "i21k",
-        "light0",
-        0.03,
-        0.1,
-        (0.03, 224),
-        81.856,
-        TIMM_EVAL,
-    ),
-    (
-        "vit_small_r26_s32_384.augreg_in21k_ft_in1k",
-        "R26_S_32",
-        "i21k",
-        "medium2",
-        0.03,
-        0.0,
-        (0.03, 384),
-        84.066,
-        TIMM_EVAL,
-    ),
-    (
-        "vit_large_r50_s32_224.augreg_in21k_ft_in1k",
-        "R50_L_32",
-        "i21k",
-        "medium1",
-        0.1,
-        0.1,
-        (0.01, 224),
-        84.434,
-        TIMM_EVAL,
-    ),
-    (
-        "vit_large_r50_s32_384.augreg_in21k_ft_in1k",
-        "R50_L_32",
-        "i21k",
-        "medium2",
-        0.1,
-        0.0,
-        (0.01, 384),
-        86.188,
-        TIMM_EVAL,
-    ),
-)
-# Key, file, top-1 of the repository's README (README_revenge.md of facebookresearch/deit@7e160fe). arXiv 2204.07118.
-_DEIT3_FILES = (
-    ("deit3_small_patch16_224.fb_in1k", "deit_3_small_224_1k", 81.4),
-    ("deit3_small_patch16_384.fb_in1k", "deit_3_small_384_1k", 83.4),
-    ("deit3_medium_patch16_224.fb_in1k", "deit_3_medium_224_1k", 83.0),
-    ("deit3_base_patch16_224.fb_in1k", "deit_3_base_224_1k", 83.8),
-    ("deit3_base_patch16_384.fb_in1k", "deit_3_base_384_1k", 85.0),
-    ("deit3_large_patch16_224.fb_in1k", "deit_3_large_224_1k", 84.9),
-    ("deit3_large_patch16_384.fb_in1k", "deit_3_large_384_1k", 85.8),
-    ("deit3_huge_patch14_224.fb_in1k", "deit_3_huge_224_1k", 85.2),
-    ("deit3_small_patch16_224.fb_in22k_ft_in1k", "deit_3_small_224_21k", 83.1),
-    ("deit3_small_patch16_384.fb_in22k_ft_in1k", "deit_3_small_384_21k", 84.8),
-    ("deit3_medium_patch16_224.fb_in22k_ft_in1k", "deit_3_medium_224_21k", 84.5),
-    ("deit3_base_patch16_224.fb_in22k_ft_in1k", "deit_3_base_224_21k", 85.7),
-    ("deit3_base_patch16_384.fb_in22k_ft_in1k", "deit_3_base_384_21k", 86.7),
-    ("deit3_large_patch16_224.fb_in22k_ft_in1k", "deit_3_large_224_21k", 87.0),
-    ("deit3_large_patch16_384.fb_in22k_ft_in1k", "deit_3_large_384_21k", 87.7),
-    ("deit3_huge_patch14_224.fb_in22k_ft_in1k", "deit_3_huge_224_21k_v1", 87.2),
-)
-
-
-def _training(key: str) -> str:
-    """What the end of the tag says about the data."""
-    return _TRAINING[re.search(r"(in2[12]k_ft_in1k|in21k|in1k)$", key)[1]]
-
-
-def _augreg_file(model, data, augmentation, weight_decay, dropout, fine_tuning) -> str:
-    run = f"{model}-{data}-300ep-lr_0.001-aug_{augmentation}-wd_{weight_decay}-do_{dropout}-sd_{dropout}"
-    return run if fine_tuning is None else f"{run}--imagenet2012-steps_20k-lr_{fine_tuning[0]}-res_{fine_tuning[1]}"
-
-
-CHECKPOINTS: dict[str, Published] = {
-    **{
-        key: Published(f"{_GOOGLE}/{file}.npz", top1, source, _training(key), **_GOOGLE_LICENSE)
-        for key, file, top1, source in _ORIGINAL
-    },
-    **{
-        key: Published(f"{_GOOGLE}/augreg/{_augreg_file(*run)}.npz", top1, source, _training(key), **_GOOGLE_LICENSE)
-        for key, *run, top1, source in _AUGREG
-    },
-    **{
-        key: Published(
-            f"{FACEBOOK}/{file}.pth", top1, FACEBOOK_README, _training(key), wrapper="model", **FACEBOOK_LICENSE
-        )
-        for key, file, top1 in _DEIT3_FILES
     },
 }

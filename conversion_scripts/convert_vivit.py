@@ -14,6 +14,7 @@ from ..conversion import (
     common_size,
     count_indices,
     fields_from_kwargs,
+    has_head,
     ignored,
     make_config,
     shape_of,
@@ -23,17 +24,8 @@ from ..errors import ConversionError
 from ..modeling.configuration_vitf import pair
 from ..modeling.configuration_vivit import VitfVivitConfig
 from ..rules import Permute, Reshape, Rule
-from .convert_vit import (
-    TRANSFORMERS_NAMES,
-    flax_attention_rules,
-    flax_dense_rules,
-    flax_mlp_rules,
-    flax_norm_rules,
-    has_head,
-    transformers_fields,
-    transformers_native_fields,
-    transformers_rules,
-)
+from .flax_names import flax_attention_rules, flax_dense_rules, flax_mlp_rules, flax_norm_rules
+from .transformers_names import TRANSFORMERS_NAMES, transformers_fields, transformers_native_fields, transformers_rules
 
 SOURCE = Source(
     "google-research/scenic",

@@ -19,7 +19,7 @@ from ..conversion import (
 from ..modeling.configuration_vitf import pair
 from ..modeling.configuration_xvit import VitfXvitConfig
 from ..rules import Reshape, Rule
-from .convert_vit import TIMM_KWARGS, TIMM_OPEN, timm_rules, timm_shapes
+from .timm_names import TIMM_KWARGS, TIMM_OPEN, timm_rules, timm_shapes
 
 SOURCE = Source(
     "1adrianb/video-transformers",

@@ -563,3 +563,14 @@ def export_checkpoint(model: PreTrainedModel, layout: str = "original") -> dict[
         for key in step.targets:
             result[chosen.prefix + key if in_base else key] = tensors[key]
     return result
+
+
+def has_head(model: PreTrainedModel) -> bool:
+    """Whether it is more than the encoder."""
+    return model.base_model is not model
+
+
+def one_or_two(size: Any) -> int | list[int]:
+    """A size as one number where height and width are equal."""
+    height, width = pair(size)
+    return height if height == width else [height, width]
