@@ -93,6 +93,13 @@ class Swinv2QKV(nn.Linear):
         return nn.functional.linear(hidden_states, self.weight, bias)
 
 
+def to_length(vectors: torch.Tensor, length: torch.Tensor | float) -> torch.Tensor:
+    """Vectors (..., d) at another length, those of padding still zero. Half precision has no room for torch's epsilon."""
+    wide = torch.promote_types(vectors.dtype, torch.float32)
+    norm = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True, dtype=wide).clamp(min=1e-12)
+    return (vectors * (length / norm)).to(vectors.dtype)
+
+
 class Swinv2Attention(nn.Module):
     """Attention within windows by the cosine of queries and keys, times a learned factor, plus a bias by distance."""
 
@@ -113,9 +120,7 @@ class Swinv2Attention(nn.Module):
         """(B * W, n, C) to queries of the learned length, keys of length 1 and values, each (B * W, heads, n, d)."""
         query, key, value = self.qkv(windows).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         scale = self.logit_scale.clamp(max=math.log(_MAX_SCALE)).exp()
-        # The factor and the length of a query are one number; torch's normalize has this epsilon.
-        query = query * (scale / query.norm(dim=-1, keepdim=True).clamp(min=1e-12))
-        return query, nn.functional.normalize(key, dim=-1, eps=1e-12), value
+        return to_length(query, scale), to_length(key, 1.0), value
 
     def forward(
         self, hidden_states: torch.Tensor, grid: tuple[int, int], window: int, shift: int, **kwargs

@@ -107,6 +107,12 @@ NOT_APPLICABLE = {
         "swin",
         "test_hidden_states_output",
     ): "asserts one number of tokens and one width; those of Swin change with the stage",
+    ("swinv2", "test_num_layers_is_small"): "asserts at most two layers; there are three stages",
+    ("swinv2", "test_attention_outputs"): "asserts num_hidden_layers maps; a stage of Swin V2 has one a layer",
+    (
+        "swinv2",
+        "test_hidden_states_output",
+    ): "asserts one number of tokens and one width; those of Swin V2 change with the stage",
     ("nest", "test_num_layers_is_small"): "asserts at most two layers; there are three stages",
     ("nest", "test_attention_outputs"): "asserts num_hidden_layers maps; a stage of NesT has one a layer",
     (

@@ -5,8 +5,10 @@ import re
 from pathlib import Path
 
 import cifar10_table
+import speed_table
 
 from hf_vit_family import ARCHITECTURES
+from hf_vit_family.benchmark import OURS
 from hf_vit_family.registry import Architecture
 
 TESTS = Path(__file__).parent
@@ -50,8 +52,21 @@ def cifar10() -> str:
     return "\n".join([head, "|---|---|---|---|---|", *rows])
 
 
+def speed() -> str:
+    """One row a variant and another library that has the same model, in Markdown."""
+    head = "| Variant | Library | Forward pass | Training step | MiB, forward | MiB, training |"
+    rows = []
+    for variant, modes in speed_table.results().items():
+        for library in speed_table.VARIANTS[variant]:
+            sides = [(modes[mode][OURS], modes[mode][library]) for mode in speed_table.MODES]
+            ratios = ["{1:.2f} ({0:.2f} to {2:.2f})".format(*theirs["ratio"]) for _, theirs in sides]
+            memory = [f"{ours['memory']} / {theirs['memory']}" for ours, theirs in sides]
+            rows.append("| " + " | ".join([f"`{variant}`", library, *ratios, *memory]) + " |")
+    return "\n".join([head, "|---|---|---|---|---|---|", *rows])
+
+
 # What the README calls a table to what makes it.
-TABLES = {"architectures": architectures, "cifar10": cifar10}
+TABLES = {"architectures": architectures, "cifar10": cifar10, "speed": speed}
 
 
 def with_tables(text: str) -> str:

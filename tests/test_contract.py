@@ -616,13 +616,13 @@ def test_masked_loss_counts_masked_pixels_alone(case):
 
 
 @every_head
-def test_bfloat16(case, head):
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(case, head, dtype):
     model = tiny_model(case, head)
     pixel_values = random_pixels(model.config)
     expected = first_output(model, pixel_values)
-    model.to(torch.bfloat16)
-    output = first_output(model, pixel_values.bfloat16())
-    assert output.dtype == torch.bfloat16
+    output = first_output(model.to(dtype), pixel_values.to(dtype))
+    assert output.dtype == dtype
     assert (output.float() - expected).abs().max() < 0.1 * expected.abs().max()
 
 

@@ -1,0 +1,89 @@
+"""
+What stands behind the table of speed and memory in the README: a variant of each architecture that another library has too.
+
+    python tests/speed_table.py              # those that speed_table.json lacks; an hour on one core
+
+One thread, batch 8, float32, forward pass and training step. What was measured is kept in tests/speed_table.json after each
+variant; `python tests/readme_table.py` then writes the table.
+"""
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from hf_vit_family.benchmark import BenchmarkConfig, run_benchmark
+from hf_vit_family.files import write_text
+
+RESULTS = Path(__file__).with_suffix(".json")
+MODES = ("forward", "train")
+# Variant to the libraries that have the same model, with as many parameters.
+VARIANTS: dict[str, list[str]] = {
+    "vit_small_patch16_224": ["timm", "transformers"],
+    "deit_tiny_patch16_224": ["timm", "transformers"],
+    "cait_xxs24_224": ["timm"],
+    "cct_7_3x1_32": ["vit_pytorch"],
+    "crossvit_tiny_224": ["timm"],
+    "pit_ti": ["timm"],
+    "levit_128s": ["timm", "transformers"],
+    "cvt_13": ["transformers"],
+    "twins_svt_small": ["timm"],
+    "twins_pcpvt_small": ["timm"],
+    "nest_tiny": ["timm"],
+    "coatnet_0_rw_224": ["timm"],
+    "convit_tiny": ["timm"],
+    "swin_tiny_patch4_window7_224": ["timm", "transformers"],
+    "swinv2_tiny_patch4_window8_256": ["timm", "transformers"],
+    "pvt_tiny": ["transformers"],
+    "pvt_v2_b0": ["timm", "transformers"],
+    "mvitv2_tiny": ["timm"],
+}
+
+
+def results() -> dict[str, dict[str, dict[str, dict[str, Any]]]]:
+    """What was measured so far: variant to mode to library to the fields of `Measurement`."""
+    return json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+
+
+def measure(variant: str, rounds: int) -> None:
+    """Measures a variant in both modes and adds it to the file."""
+    measured = {}
+    for mode in MODES:
+        sides = run_benchmark(variant, VARIANTS[variant], BenchmarkConfig(mode=mode, rounds=rounds))
+        different = [side.library for side in sides if side.parameters != sides[0].parameters]
+        if different:
+            raise ValueError(
+                f"{variant} has another number of parameters in {', '.join(different)}: not the same model"
+            )
+        measured[mode] = {
+            side.library: {
+                "milliseconds": round(side.milliseconds, 1),
+                "memory": round(side.memory),
+                "ratio": [round(each, 3) for each in (side.ratio_lowest, side.ratio, side.ratio_highest)],
+            }
+            for side in sides
+        }
+    known = {**results(), variant: measured}
+    ordered = {name: known[name] for name in VARIANTS if name in known}
+    write_text(RESULTS, json.dumps(ordered, indent=2) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n\n")[0], formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("variants", nargs="*", metavar="VARIANT", help="measure these anew (default: what is missing)")
+    parser.add_argument("--rounds", type=int, default=7, help="interleaved rounds (default: 7)")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that measure memory
+    for variant in tqdm(options.variants or [name for name in VARIANTS if name not in results()], desc="variants"):
+        measure(variant, options.rounds)
+
+
+if __name__ == "__main__":
+    main()
