@@ -106,7 +106,8 @@ RECIPES: dict[str, Recipe] = {
                 "clip_grad_norm": 1.0,
                 "ema_decay": 0.999,
             },
-            "25 minutes on 2 CPU cores",
+            "67 minutes on one busy CPU core",
+            "99.09% of the 10,000 test images",
         ),
         Recipe(
             "mnist_cct",
