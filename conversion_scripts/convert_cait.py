@@ -29,7 +29,7 @@ def rules(config: VitfCaitConfig) -> list[Rule]:
     block, layer = "blocks.{i}.", "layers.{i}."
     class_block, class_layer = "blocks_token_only.{i}.", "class_stage.layers.{i}."
     # The class token belongs to its own stage here, not to the embeddings.
-    table = [rule for rule in timm_rules(config) if rule.sources != ("cls_token",)]
+    table = timm_rules("cls_token")
     table += [
         Rule("cls_token", "class_stage.cls_token"),
         Rule(block + "attn.proj_l.*", layer + "attention.mix_scores.*"),

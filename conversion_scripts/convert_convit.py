@@ -31,7 +31,7 @@ def rules(config: VitfConvitConfig) -> list[Rule]:
     """The table of the published `.pth` files."""
     gated, target = "blocks.{i}.attn.", "layers.{i}.attention."
     return [
-        *timm_rules(config),
+        *timm_rules(),
         Rule(gated + "qk.*", target + "query_key.*"),
         Rule(gated + "v.*", target + "value.*"),
         Rule(gated + "pos_proj.*", target + "position.*"),

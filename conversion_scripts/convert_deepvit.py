@@ -23,7 +23,7 @@ _MIXING = "blocks.{i}.attn.reatten_matrix."
 def rules(config: VitfDeepvitConfig) -> list[Rule]:
     """The table of the published files."""
     heads = config.num_attention_heads
-    table = timm_rules(config)
+    table = timm_rules()
     if any(config.transformed_layers):
         attention = "layers.{i}.attention."
         table += [

@@ -28,7 +28,7 @@ def rules(config: VitfDeitConfig) -> list[Rule]:
         Rule("dist_token", "embeddings.distillation_token"),
         Rule("head_dist.*", "distillation_classifier.*"),
     ]
-    return [*timm_rules(config), *(distilled if config.distilled else [])]
+    return [*timm_rules(), *(distilled if config.distilled else [])]
 
 
 def config_from_original(

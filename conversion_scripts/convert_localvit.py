@@ -69,7 +69,7 @@ def with_feed_forward(body: Sequence[Rule], config: VitfConfig, block: str, laye
 
 def rules(config: VitfLocalvitConfig) -> list[Rule]:
     """The table of the published `.pth` files."""
-    return with_feed_forward(timm_rules(config), config, "blocks.{i}.", "layers.{i}.")
+    return with_feed_forward(timm_rules(), config, "blocks.{i}.", "layers.{i}.")
 
 
 def _activation(act: int) -> dict[str, str]:

@@ -17,6 +17,7 @@ from ..conversion import (
 )
 from ..modeling.configuration_t2t_vit import VitfT2tVitConfig
 from ..rules import Rule
+from .timm_names import timm_rules
 
 SOURCE = Source(
     "yitu-opensource/T2T-ViT",
@@ -47,21 +48,11 @@ _TOKEN_NORMS = {"norm1.*": "layernorm_before.*", "norm2.*": "layernorm_after.*"}
 def rules(config: VitfT2tVitConfig) -> list[Rule]:
     """The table of the published `.pth.tar` files."""
     module, token_layer = "tokens_to_token.attention{n+1}.", "embeddings.patch_embeddings.layers.{n}."
-    block, layer = "blocks.{i}.", "layers.{i}."
     names = {**_TOKEN_NORMS, **_TOKEN_LAYER[config.tokens_type]}
     return [
         *(Rule(module + theirs, token_layer + ours) for theirs, ours in names.items()),
         Rule("tokens_to_token.project.*", "embeddings.patch_embeddings.projection.*"),
-        Rule("cls_token", "embeddings.cls_token"),
-        Rule("pos_embed", "embeddings.position_embeddings.weight"),
-        Rule(block + "norm1.*", layer + "layernorm_before.*"),
-        Rule(block + "attn.qkv.*", layer + "attention.qkv.*"),
-        Rule(block + "attn.proj.*", layer + "attention.proj.*"),
-        Rule(block + "norm2.*", layer + "layernorm_after.*"),
-        Rule(block + "mlp.fc1.*", layer + "mlp.fc1.*"),
-        Rule(block + "mlp.fc2.*", layer + "mlp.fc2.*"),
-        Rule("norm.*", "layernorm.*"),
-        Rule("head.*", "classifier.*"),
+        *timm_rules("patch_embed.proj.*"),
     ]
 
 

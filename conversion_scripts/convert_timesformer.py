@@ -27,7 +27,7 @@ _INSIDE = "model."
 
 def rules(config: VitfTimesformerConfig) -> list[Rule]:
     """The table of the published `.pyth` files: timm's names for what ViT has, and the layers over time."""
-    table = timm_rules(config)
+    table = timm_rules()
     if config.attention_type != "space_only":
         table.append(Rule("time_embed", "embeddings.time_embeddings.weight"))
     if config.attention_type == "divided_space_time":

@@ -212,8 +212,7 @@ def config_from_original(
 
 
 def _timm_vit_rules(config: VitfVitConfig, layer_scale: str) -> list[Rule]:
-    absent = set() if config.use_cls_token else {"cls_token"}
-    rules = [rule for rule in timm_rules(config) if not absent.intersection(rule.sources)]
+    rules = timm_rules() if config.use_cls_token else timm_rules("cls_token")
     if config.num_register_tokens:
         rules.append(Rule("reg_token", "embeddings.register_tokens"))
     if config.layer_scale_init_value is not None:

@@ -37,8 +37,7 @@ def rules(config: VitfXvitConfig) -> list[Rule]:
     period = config.time_embedding_period or config.num_frames
     table = [
         Rule(tuple(_BASE + key for key in rule.sources), rule.targets, *rule.operations)
-        for rule in timm_rules(config)
-        if rule.sources != ("head.*",)
+        for rule in timm_rules("head.*")
     ]
     width = config.hidden_size
     table.append(

@@ -13,10 +13,15 @@ from ..rules import Rule
 TIMM_EVAL = "timm's evaluation, bicubic: huggingface/pytorch-image-models@aa4b585 results/results-imagenet.csv"
 
 
-def timm_rules(config) -> list[Rule]:
-    """What timm's ViT, DeiT (timm 0.3.2 inside) and DeiT III name alike: patches, layers, last norm and head."""
+def timm_rules(*left_out: str) -> list[Rule]:
+    """
+    What timm's ViT, DeiT (timm 0.3.2 inside) and DeiT III name alike: patches, layers, last norm and head.
+
+    Args:
+        left_out: Sources that an architecture does not have, or names otherwise.
+    """
     source, target = "blocks.{i}.", "layers.{i}."
-    return [
+    table = [
         Rule("cls_token", "embeddings.cls_token"),
         Rule("pos_embed", "embeddings.position_embeddings.weight"),
         Rule("patch_embed.proj.*", "embeddings.patch_embeddings.projection.*"),
@@ -29,6 +34,7 @@ def timm_rules(config) -> list[Rule]:
         Rule("norm.*", "layernorm.*"),
         Rule("head.*", "classifier.*"),
     ]
+    return [rule for rule in table if rule.sources[0] not in left_out]
 
 
 def timm_shapes(state_dict: Mapping[str, Tensor], num_prefix_rows: tuple[int, ...]) -> dict[str, Any]:

@@ -17,12 +17,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import measured
 import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from hf_vit_family import create_model
-from hf_vit_family.files import write_text
 
 RESULTS = Path(__file__).with_suffix(".json")
 BATCH_SIZE, NUM_LABELS = 128, 10
@@ -143,15 +143,7 @@ def command(architecture: str) -> list[str]:
 
 def results() -> dict[str, dict[str, Any]]:
     """What was measured so far: for each architecture `parameters`, `accuracy`, `command`, `images_per_second`."""
-    return json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-
-
-def keep(architecture: str, **measured: Any) -> None:
-    """Adds what was measured to the file, which is read again first: other runs may have written."""
-    known = results()
-    known[architecture] = {**known.get(architecture, {}), **measured}
-    ordered = {name: known[name] for name in MODELS if name in known}
-    write_text(RESULTS, json.dumps(ordered, indent=2) + "\n")
+    return measured.results(RESULTS)
 
 
 def train(dataset: str, runs: Path, architectures: list[str]) -> None:
@@ -162,7 +154,9 @@ def train(dataset: str, runs: Path, architectures: list[str]) -> None:
         program = Path(sys.executable).with_name(words[0])
         subprocess.run([program, *words[1:], "--dataset", dataset, "--output", output], check=True)
         evaluation = json.loads((output / "evaluation.json").read_text())
-        keep(
+        measured.keep(
+            RESULTS,
+            MODELS,
             name,
             parameters=evaluation["parameters"],
             accuracy=evaluation["metrics"]["accuracy"],
@@ -191,7 +185,7 @@ def speed(rounds: int) -> None:
         for name in models:
             times[name].append(step(name))
     for name, seconds in times.items():
-        keep(name, images_per_second=round(BATCH_SIZE / statistics.median(seconds)))
+        measured.keep(RESULTS, MODELS, name, images_per_second=round(BATCH_SIZE / statistics.median(seconds)))
 
 
 def main() -> None:

@@ -8,16 +8,15 @@ variant; `python tests/readme_table.py` then writes the table.
 """
 
 import argparse
-import json
 import os
 from pathlib import Path
 from typing import Any
 
+import measured
 import torch
 from tqdm import tqdm
 
 from hf_vit_family.benchmark import BenchmarkConfig, run_benchmark
-from hf_vit_family.files import write_text
 
 RESULTS = Path(__file__).with_suffix(".json")
 MODES = ("forward", "train")
@@ -46,12 +45,12 @@ VARIANTS: dict[str, list[str]] = {
 
 def results() -> dict[str, dict[str, dict[str, dict[str, Any]]]]:
     """What was measured so far: variant to mode to library to the fields of `Measurement`."""
-    return json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    return measured.results(RESULTS)
 
 
 def measure(variant: str, rounds: int) -> None:
     """Measures a variant in both modes and adds it to the file."""
-    measured = {}
+    modes = {}
     for mode in MODES:
         sides = run_benchmark(variant, VARIANTS[variant], BenchmarkConfig(mode=mode, rounds=rounds))
         different = [side.library for side in sides if side.parameters != sides[0].parameters]
@@ -59,7 +58,7 @@ def measure(variant: str, rounds: int) -> None:
             raise ValueError(
                 f"{variant} has another number of parameters in {', '.join(different)}: not the same model"
             )
-        measured[mode] = {
+        modes[mode] = {
             side.library: {
                 "milliseconds": round(side.milliseconds, 1),
                 "memory": round(side.memory),
@@ -67,9 +66,7 @@ def measure(variant: str, rounds: int) -> None:
             }
             for side in sides
         }
-    known = {**results(), variant: measured}
-    ordered = {name: known[name] for name in VARIANTS if name in known}
-    write_text(RESULTS, json.dumps(ordered, indent=2) + "\n")
+    measured.keep(RESULTS, VARIANTS, variant, **modes)
 
 
 def main() -> None:
