@@ -366,8 +366,9 @@ class CoatnetPatchEmbeddings(nn.Module):
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         check_input(pixel_values, self.num_channels, (1, 1))
-        pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
-        return self.conv2(self.activation(self.norm(self.conv1(pixel_values))))
+        # Behind the first convolution, whose gradient would keep a copy of the pixels.
+        feature_map = self.conv1(pixel_values).contiguous(memory_format=torch.channels_last)
+        return self.conv2(self.activation(self.norm(feature_map)))
 
 
 def init_by_fan_out(weight: torch.Tensor, groups: int) -> None:
