@@ -6,9 +6,8 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..conversion import (
+from ..conversion.convert import (
     Layout,
-    Published,
     Source,
     common_size,
     count_indices,
@@ -16,10 +15,10 @@ from ..conversion import (
     make_config,
     shape_of,
 )
+from ..conversion.rules import Concatenate, Rule
 from ..modeling.configuration_cait import VitfCaitConfig
-from ..rules import Concatenate, Rule
-from .convert_deit import FACEBOOK, FACEBOOK_COMMIT, FACEBOOK_LICENSE, FACEBOOK_README
-from .timm_names import TIMM_EVAL, TIMM_FIXED, TIMM_KWARGS, timm_native_fields, timm_rules, timm_shapes
+from .convert_deit import FACEBOOK_COMMIT
+from .timm_names import TIMM_FIXED, TIMM_KWARGS, timm_native_fields, timm_rules, timm_shapes
 
 SOURCE = Source("facebookresearch/deit", FACEBOOK_COMMIT, "cait_models.py", "apache-2.0")
 
@@ -126,24 +125,4 @@ _NAMES = {
 LAYOUTS = {
     "original": Layout(**_NAMES, suffix=".pth", wrapper="model"),
     "timm": Layout(**_NAMES, holds={"hidden_act": ("gelu",)}, native_config=_timm_native),
-}
-
-# Variant, file, top-1, who measured it. ImageNet-1k alone, distilled from a RegNetY-16GF.
-_FILES = (
-    ("cait_xxs24_224", "XXS24_224", 78.4, TIMM_EVAL),
-    ("cait_xxs24_384", "XXS24_384", 80.954, TIMM_EVAL),
-    ("cait_xxs36_224", "XXS36_224", 79.75, TIMM_EVAL),
-    ("cait_xxs36_384", "XXS36_384", 82.204, TIMM_EVAL),
-    ("cait_xs24_384", "XS24_384", 84.1, FACEBOOK_README),
-    ("cait_s24_224", "S24_224", 83.5, FACEBOOK_README),
-    ("cait_s24_384", "S24_384", 85.1, FACEBOOK_README),
-    ("cait_s36_384", "S36_384", 85.4, FACEBOOK_README),
-    ("cait_m36_384", "M36_384", 86.1, FACEBOOK_README),
-    ("cait_m48_448", "M48_448", 86.5, FACEBOOK_README),
-)
-CHECKPOINTS: dict[str, Published] = {
-    f"{variant}.fb_dist_in1k": Published(
-        f"{FACEBOOK}/{file}.pth", top1, source, "ImageNet-1k", wrapper="model", **FACEBOOK_LICENSE
-    )
-    for variant, file, top1, source in _FILES
 }

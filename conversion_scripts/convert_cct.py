@@ -1,14 +1,22 @@
-"""CCT, CVT and ViT-Lite: the original .pth files, which vit-pytorch names alike but for its blocks."""
+"""CCT, CVT and ViT-Lite: the original .pth files; vit-pytorch's CCT has the same tensors, names and maths."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
-from ..conversion import Layout, Published, Source, count_indices, fields_from_kwargs, ignored, make_config, shape_of
+from ..conversion.convert import (
+    Layout,
+    Source,
+    count_indices,
+    fields_from_kwargs,
+    ignored,
+    make_config,
+    shape_of,
+)
+from ..conversion.rules import Rule
 from ..modeling.configuration_cct import VitfCctConfig
 from ..modeling.modeling_cct import sine_table
-from ..rules import Rule
 
 SOURCE = Source(
     "SHI-Labs/Compact-Transformers",
@@ -55,6 +63,9 @@ _KWARGS = {
     "dropout": "hidden_dropout_prob",
     "attention_dropout": "attention_probs_dropout_prob",
     "stochastic_depth": "drop_path_rate",
+    # vit-pytorch's words for two of these.
+    "dropout_rate": "hidden_dropout_prob",
+    "stochastic_depth_rate": "drop_path_rate",
     "num_layers": "num_hidden_layers",
     "num_heads": "num_attention_heads",
     "mlp_ratio": "mlp_ratio",
@@ -65,14 +76,19 @@ _KWARGS = {
 
 
 def _tokenizer(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Patches have a bias and tile the image; the strides of convolutions follow from their kernel (src/cct.py)."""
+    """
+    Patches have a bias and tile the image; the strides of convolutions follow from their kernel (src/cct.py), which the
+    number of positions confirms.
+    """
     first = "tokenizer.conv_layers.0.0.weight"
     _, channels, kernel, _ = shape_of(first, state_dict, 4)
     known = {"num_channels": channels, "kernel_size": kernel}
     if "tokenizer.conv_layers.0.0.bias" in state_dict:
         return {**known, "num_conv_layers": 0, "stride": kernel, "padding": 0}
-    layers = count_indices("tokenizer.conv_layers.{n}.0.weight", state_dict, "n")
-    return {**known, "num_conv_layers": layers, "stride": max(1, kernel // 2 - 1), "padding": max(1, kernel // 2)}
+    known["num_conv_layers"] = count_indices("tokenizer.conv_layers.{n}.0.weight", state_dict, "n")
+    if "classifier.positional_emb" not in state_dict:
+        return known  # the class has other defaults than src/cct.py, and no number of tokens tells which were taken
+    return {**known, "stride": max(1, kernel // 2 - 1), "padding": max(1, kernel // 2)}
 
 
 def _position_type(state_dict: Mapping[str, Tensor]) -> str:
@@ -87,8 +103,8 @@ def config_from_original(
     kwargs: Mapping[str, Any], state_dict: Mapping[str, Tensor], **overrides: Any
 ) -> VitfCctConfig:
     """
-    The configuration of a checkpoint of CCT, CVT or ViT-Lite. The number of heads and the image size come from `kwargs`,
-    or from the published variant with the same shapes.
+    The configuration of a checkpoint of CCT, CVT or ViT-Lite. The number of heads and the image size come from
+    `kwargs`, or from the published variant with the same shapes.
 
     Args:
         kwargs: Keyword arguments of `CCT`, `CVT` or `ViTLite`; may be empty.
@@ -107,7 +123,10 @@ def config_from_original(
     if "classifier.fc.weight" in state_dict:
         known["num_labels"] = shape_of("classifier.fc.weight", state_dict, 2)[0]
     given = fields_from_kwargs(kwargs, _KWARGS)
+    first = "tokenizer.conv_layers.0.0.weight"
     ask_for = {
+        "stride": first,
+        "padding": first,
         "image_size": "classifier.positional_emb",
         "num_attention_heads": "classifier.blocks.0.self_attn.qkv.weight",
     }
@@ -122,40 +141,4 @@ LAYOUTS = {
         forbids=("tokenizer.conv_layers.{n}.0.num_batches_tracked",),
         suffix=".pth",
     ),
-}
-
-_README = "README of SHI-Labs/Compact-Transformers@cd11f09"
-_LICENSE = {"license": "apache-2.0", "license_source": "that of the repository; none is stated for the weights"}
-_HOST = "https://shi-labs.com/projects/cct/checkpoints"
-# Key, file, ImageNet-1k top-1, data. The repository's accuracies on other data sets are named with the data.
-_FILES = (
-    ("cct_7_3x1_32.cifar10_300ep", "pretrained/cct_7_3x1_32_cifar10_300epochs", None, "CIFAR-10 (96.53%)"),
-    ("cct_7_3x1_32_sine.cifar10_1500ep", "pretrained/cct_7_3x1_32_sine_cifar10_1500epochs", None, "CIFAR-10 (97.48%)"),
-    ("cct_7_3x1_32_sine.cifar10_5000ep", "pretrained/cct_7_3x1_32_sine_cifar10_5000epochs", None, "CIFAR-10 (98.00%)"),
-    ("cct_7_3x1_32_c100.cifar100_300ep", "pretrained/cct_7_3x1_32_cifar100_300epochs", None, "CIFAR-100 (80.92%)"),
-    (
-        "cct_7_3x1_32_sine_c100.cifar100_1500ep",
-        "pretrained/cct_7_3x1_32_sine_cifar100_1500epochs",
-        None,
-        "CIFAR-100 (82.72%)",
-    ),
-    (
-        "cct_7_3x1_32_sine_c100.cifar100_5000ep",
-        "pretrained/cct_7_3x1_32_sine_cifar100_5000epochs",
-        None,
-        "CIFAR-100 (82.87%)",
-    ),
-    ("cct_7_7x2_224_sine.flowers102", "pretrained/cct_7_7x2_224_flowers102", None, "Flowers-102 (97.19%)"),
-    ("cct_14_7x2_224.in1k", "pretrained/cct_14_7x2_224_imagenet", 80.67, "ImageNet-1k"),
-    ("cct_14_7x2_384.in1k", "finetuned/cct_14_7x2_384_imagenet", 82.71, "ImageNet-1k"),
-    (
-        "cct_14_7x2_384_fl.in1k_ft_flowers102",
-        "finetuned/cct_14_7x2_384_flowers102",
-        None,
-        "ImageNet-1k, fine-tuned on Flowers-102 (99.76%)",
-    ),
-)
-CHECKPOINTS: dict[str, Published] = {
-    key: Published(f"{_HOST}/{file}.pth", top1, _README if top1 else "", training, **_LICENSE)
-    for key, file, top1, training in _FILES
 }

@@ -7,9 +7,8 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..conversion import (
+from ..conversion.convert import (
     Layout,
-    Published,
     Source,
     fields_from_kwargs,
     has_head,
@@ -18,11 +17,10 @@ from ..conversion import (
     one_or_two,
     shape_of,
 )
+from ..conversion.rules import Reshape, Rule, find_indices
 from ..errors import ConversionError
 from ..modeling.configuration_coatnet import VitfCoatnetConfig
 from ..modeling.modeling_coatnet import expanded_channels, squeezed_channels
-from ..rules import Reshape, Rule, find_indices
-from .timm_names import TIMM_EVAL
 
 SOURCE = Source("huggingface/pytorch-image-models", "v1.0.31", "timm/models/maxxvit.py", "apache-2.0")
 
@@ -115,7 +113,7 @@ def rules(config: VitfCoatnetConfig) -> list[Rule]:
 
 
 def _conv_shapes(layers: Sequence[tuple[str, int, int]], state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
-    """What the convolutional layers tell, each given by its prefix and the channels before and after it."""
+    """Reads fields from the convolutional layers, each given by its prefix and the channels before and after it."""
     prefix, _, wide = layers[0]
     if prefix + "conv_dw.weight" in state_dict:
         return {
@@ -145,11 +143,12 @@ def _conv_shapes(layers: Sequence[tuple[str, int, int]], state_dict: Mapping[str
 
 
 def _attention_shapes(layers: Sequence[tuple[str, int, int]], state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
-    """What the attention layers tell, each given as above. `head_dim` is for the caller."""
+    """Reads fields from the attention layers, each given as above. `head_dim` is for the caller."""
     prefix, _, wide = layers[0]
     inner = shape_of(prefix + "attn.proj.weight", state_dict, 4)[1]
     known = {
-        "expand_first": False,  # as in all published weights; without effect unless a layer below is wider than its input
+        # as in all published weights; without effect unless a layer below is wider than its input
+        "expand_first": False,
         "mlp_ratio": shape_of(prefix + "mlp.fc1.weight", state_dict, 4)[0] / wide,
         "norm_type": "batch" if prefix + "norm2.running_mean" in state_dict else "layer",
         "layer_scale_init_value": 1e-6 if prefix + "ls1.gamma" in state_dict else None,
@@ -262,7 +261,7 @@ _CHOICES = {
 }
 # Told by the weights, read by models of other kinds, or without effect on a trained model.
 _IGNORED = (
-    *("embed_dim", "depths", "block_type", "stem_width", "head_hidden_size", "drop_rate", "transformer_dim_head"),
+    *("embed_dim", "depths", "block_type", "stem_width", "head_hidden_size", "transformer_dim_head"),
     *("transformer_partition_ratio", "transformer_window_size", "transformer_grid_size", "transformer_no_block_attn"),
     *("transformer_use_nchw_attn", "transformer_norm_layer_cl", "conv_norm_layer_cl", "conv_norm_layer"),
     *("conv_norm_eps", "conv_init_values"),
@@ -290,8 +289,8 @@ _FIXED = {
 
 def _arguments(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """
-    The arguments of `MaxxVit`, those of its `cfg` under the names by which its other arguments replace them: `conv_act_layer`
-    for `act_layer` of `cfg.conv_cfg`.
+    The arguments of `MaxxVit`, those of its `cfg` under the names by which its other arguments replace them:
+    `conv_act_layer` for `act_layer` of `cfg.conv_cfg`.
     """
     given = dict(kwargs)
     cfg = dict(given.pop("cfg", {}))
@@ -310,8 +309,9 @@ def config_from_original(
     kwargs: Mapping[str, Any], state_dict: Mapping[str, Tensor], **overrides: Any
 ) -> VitfCoatnetConfig:
     """
-    The configuration of a timm CoAtNet. Nothing in the weights tells activations, what shrinks a map, and whether the first norm
-    of a bottleneck is activated: these come from `kwargs`, or from the published variant with all else the same.
+    The configuration of a timm CoAtNet. Nothing in the weights tells activations, what shrinks a map, and whether the
+    first norm of a bottleneck is activated: these come from `kwargs`, or from the published variant with all else the
+    same.
 
     Args:
         kwargs: Keyword arguments of timm's `MaxxVit`, with its `cfg` as nested dictionaries; may be empty.
@@ -377,34 +377,3 @@ LAYOUTS = {
 }
 
 _IN1K, _IN12K = "ImageNet-1k", "ImageNet-12k"
-_FINE_TUNED = "ImageNet-12k, fine-tuned on ImageNet-1k"
-# Key, top-1, data. Those of ImageNet-12k have 11821 classes of their own.
-_FILES = (
-    ("coatnet_nano_rw_224.sw_in1k", 81.704, _IN1K),
-    ("coatnet_0_rw_224.sw_in1k", 82.396, _IN1K),
-    ("coatnet_1_rw_224.sw_in1k", 83.62, _IN1K),
-    ("coatnet_2_rw_224.sw_in12k_ft_in1k", 86.582, _FINE_TUNED),
-    ("coatnet_bn_0_rw_224.sw_in1k", 82.394, _IN1K),
-    ("coatnet_rmlp_nano_rw_224.sw_in1k", 82.064, _IN1K),
-    ("coatnet_rmlp_1_rw_224.sw_in1k", 83.35, _IN1K),
-    ("coatnet_rmlp_1_rw2_224.sw_in12k_ft_in1k", 84.94, _FINE_TUNED),
-    ("coatnet_rmlp_2_rw_224.sw_in1k", 84.608, _IN1K),
-    ("coatnet_rmlp_2_rw_224.sw_in12k_ft_in1k", 86.538, _FINE_TUNED),
-    ("coatnet_rmlp_2_rw_384.sw_in12k_ft_in1k", 87.388, _FINE_TUNED),
-    ("coatnext_nano_rw_224.sw_in1k", 81.998, _IN1K),
-    ("coatnet_2_rw_224.sw_in12k", None, _IN12K),
-    ("coatnet_3_rw_224.sw_in12k", None, _IN12K),
-    ("coatnet_rmlp_1_rw2_224.sw_in12k", None, _IN12K),
-    ("coatnet_rmlp_2_rw_224.sw_in12k", None, _IN12K),
-)
-CHECKPOINTS: dict[str, Published] = {
-    key: Published(
-        f"https://huggingface.co/timm/{key}/resolve/main/model.safetensors",
-        top1,
-        "" if top1 is None else TIMM_EVAL,
-        training,
-        license="apache-2.0",
-        license_source="timm's model card",
-    )
-    for key, top1, training in _FILES
-}

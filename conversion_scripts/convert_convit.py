@@ -7,9 +7,8 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..conversion import (
+from ..conversion.convert import (
     Layout,
-    Published,
     Source,
     common_size,
     count_indices,
@@ -19,9 +18,9 @@ from ..conversion import (
     make_config,
     one_or_two,
 )
+from ..conversion.rules import Rule
 from ..errors import ConversionError
 from ..modeling.configuration_convit import VitfConvitConfig
-from ..rules import Rule
 from .timm_names import TIMM_KWARGS, timm_rules, timm_shapes
 
 SOURCE = Source("facebookresearch/convit", "0a9340aaf50dd101c2d3766e575f24085afc92ed", "convit.py", "apache-2.0")
@@ -31,7 +30,7 @@ def rules(config: VitfConvitConfig) -> list[Rule]:
     """The table of the published `.pth` files."""
     gated, target = "blocks.{i}.attn.", "layers.{i}.attention."
     return [
-        *timm_rules(),
+        *timm_rules(*(() if config.position_embedding_type == "learned" else ("pos_embed",))),
         Rule(gated + "qk.*", target + "query_key.*"),
         Rule(gated + "v.*", target + "value.*"),
         Rule(gated + "pos_proj.*", target + "position.*"),
@@ -50,6 +49,7 @@ _KWARGS = {
     **TIMM_KWARGS,
     "embed_dim": ignored,  # the weights tell it; timm counts it for each head
     "norm_layer": _layer_norm_eps,
+    "use_pos_embed": lambda used: {"position_embedding_type": "learned" if used else "none"},
     "local_up_to_layer": "local_up_to_layer",
     "locality_strength": "locality_strength",
 }
@@ -57,9 +57,6 @@ _FIXED = {
     "qk_scale": (None,),
     "hybrid_backbone": (None,),
     "global_pool": (None, "token"),
-    "use_pos_embed": (True,),
-    "pos_drop_rate": (0.0,),
-    "proj_drop_rate": (0.0,),
 }
 
 
@@ -67,22 +64,31 @@ def config_from_original(
     kwargs: Mapping[str, Any], state_dict: Mapping[str, Tensor], **overrides: Any
 ) -> VitfConvitConfig:
     """
-    The configuration of a ConViT checkpoint. Shapes tell all but the image of a grid that is not square.
+    The configuration of a ConViT checkpoint. Shapes tell all but the image of a grid that is not square, or that has no
+    table of positions.
 
     Args:
         kwargs: Keyword arguments of `VisionTransformer` in convit.py, or of timm's `ConVit`; may be empty.
         state_dict: The checkpoint.
         overrides: Fields that replace what arguments and shapes say.
     """
+    learned = "pos_embed" in state_dict
     gated = {f"blocks.0.attn.{key}": 0 for key in ("gating_param", "pos_proj.weight", "pos_proj.bias")}
     known = {
-        **timm_shapes(state_dict, (0,)),
+        **timm_shapes(state_dict, (0,) if learned else ()),
+        "position_embedding_type": "learned" if learned else "none",
         "num_attention_heads": common_size(gated, state_dict),
         "local_up_to_layer": count_indices("blocks.{i}.attn.gating_param", state_dict),
         "qkv_bias": "blocks.0.attn.v.bias" in state_dict,
     }
     given = fields_from_kwargs(kwargs, _KWARGS, _FIXED)
-    return make_config(VitfConvitConfig, known, given, ask_for={"image_size": "pos_embed"}, **overrides)
+    return make_config(
+        VitfConvitConfig,
+        known,
+        given,
+        ask_for={"image_size": "pos_embed" if learned else "patch_embed.proj.weight"},
+        **overrides,
+    )
 
 
 def _timm_native(model: PreTrainedModel) -> dict[str, Any]:
@@ -106,6 +112,7 @@ def _timm_native(model: PreTrainedModel) -> dict[str, Any]:
             "qkv_bias": config.qkv_bias,
             "local_up_to_layer": config.local_up_to_layer,
             "locality_strength": config.locality_strength,
+            "use_pos_embed": config.position_embedding_type == "learned",
         },
     }
 
@@ -116,23 +123,10 @@ _LAYOUT = {
     # More than a plain DeiT must have: from the first layer without a gate on, the keys are those of one.
     "requires": (
         "patch_embed.proj.weight",
-        "pos_embed",
         *(f"blocks.{{i}}.attn.{key}" for key in ("gating_param", "qk.weight", "v.weight", "pos_proj.weight")),
     ),
 }
 LAYOUTS = {
     "original": Layout(**_LAYOUT, suffix=".pth"),
     "timm": Layout(**_LAYOUT, native_config=_timm_native),
-}
-
-_README = "README of facebookresearch/convit"
-_PAPER = "table 2 of arXiv 2103.10697"
-_LICENSE = {"license": "apache-2.0", "license_source": "that of the repository; none is stated for the weights"}
-# Variant, top-1 and who published it. All on ImageNet-1k.
-_FILES = (("convit_tiny", 73.1, _README), ("convit_small", 81.3, _PAPER), ("convit_base", 82.4, _PAPER))
-CHECKPOINTS: dict[str, Published] = {
-    f"{variant}.fb_in1k": Published(
-        f"https://dl.fbaipublicfiles.com/convit/{variant}.pth", top1, source, "ImageNet-1k", **_LICENSE
-    )
-    for variant, top1, source in _FILES
 }

@@ -7,9 +7,8 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..conversion import (
+from ..conversion.convert import (
     Layout,
-    Published,
     Source,
     common_size,
     count_indices,
@@ -21,10 +20,10 @@ from ..conversion import (
     shape_of,
     square_image,
 )
+from ..conversion.rules import Concatenate, Rule
 from ..errors import ConversionError
 from ..modeling.configuration_crossvit import VitfCrossvitConfig
 from ..modeling.configuration_vitf import pair
-from ..rules import Concatenate, Rule
 
 SOURCE = Source("IBM/CrossViT", "3f7ab77c5728b1c31a2d5cc6185ee9c7e754d952", "models/crossvit.py", "apache-2.0")
 
@@ -74,8 +73,8 @@ def timm_rules(config: VitfCrossvitConfig) -> list[Rule]:
 def _depths(depth: list[list[int]]) -> dict[str, Any]:
     if any(stage[-1] for stage in depth):
         raise ConversionError(
-            f"original argument depth={depth!r} is not supported: further cross attention in a stage (a last number that is "
-            f"not 0) was never published",
+            f"original argument depth={depth!r} is not supported: further cross attention in a stage (a last number "
+            f"that is not 0) was never published",
             "depth",
         )
     return {"depths": [list(stage[:-1]) for stage in depth]}
@@ -118,8 +117,6 @@ _ORIGINAL_FIXED = {"qk_scale": (None,), "hybrid_backbone": (None,)}
 _TIMM_FIXED = {
     "crop_scale": (False,),
     "global_pool": ("token",),
-    "pos_drop_rate": (0.0,),
-    "proj_drop_rate": (0.0,),
 }
 
 
@@ -182,9 +179,9 @@ def config_from_original(
     kwargs: Mapping[str, Any], state_dict: Mapping[str, Tensor], **overrides: Any
 ) -> VitfCrossvitConfig:
     """
-    The configuration of a CrossViT checkpoint. Numbers of heads, and sizes of convolutional patches, come from `kwargs`, or
-    from the published variant with the same widths and depths. As the original does, the model resizes every image to the
-    configured size; `input_resizing="native"` among the overrides lets it see images as they are.
+    The configuration of a CrossViT checkpoint. Numbers of heads, and sizes of convolutional patches, come from
+    `kwargs`, or from the published variant with the same widths and depths. As the original does, the model resizes
+    every image to the configured size; `input_resizing="native"` among the overrides lets it see images as they are.
 
     Args:
         kwargs: Keyword arguments of `VisionTransformer` in crossvit.py; may be empty.
@@ -246,31 +243,4 @@ LAYOUTS = {
         holds=_HOLDS,
         native_config=_timm_native,
     ),
-}
-
-_PAPER = "tables 2 and 4 of arXiv 2103.14899"
-_LICENSE = {"license": "apache-2.0", "license_source": "that of the repository; none is stated for the weights"}
-# Variant, which is also the name of the file, and top-1. All on ImageNet-1k.
-_FILES = (
-    ("crossvit_tiny_224", 73.4),
-    ("crossvit_small_224", 81.0),
-    ("crossvit_base_224", 82.2),
-    ("crossvit_9_224", 73.9),
-    ("crossvit_15_224", 81.5),
-    ("crossvit_18_224", 82.5),
-    ("crossvit_9_dagger_224", 77.1),
-    ("crossvit_15_dagger_224", 82.3),
-    ("crossvit_15_dagger_384", 83.5),
-    ("crossvit_18_dagger_224", 82.8),
-    ("crossvit_18_dagger_384", 83.9),
-)
-CHECKPOINTS: dict[str, Published] = {
-    f"{variant}.in1k": Published(
-        f"https://github.com/IBM/CrossViT/releases/download/weights-0.1/{variant}.pth",
-        top1,
-        _PAPER,
-        "ImageNet-1k",
-        **_LICENSE,
-    )
-    for variant, top1 in _FILES
 }

@@ -6,27 +6,26 @@ from typing import Any
 from torch import Tensor
 from transformers import CvtConfig, PreTrainedModel
 
-from ..conversion import (
+from ..conversion.convert import (
     Layout,
-    Published,
     Source,
     common_size,
     count_indices,
     fields_from_kwargs,
-    has_head,
     ignored,
     layer_norm_eps,
     make_config,
     shape_of,
 )
+from ..conversion.rules import Rule
 from ..errors import ConversionError
 from ..modeling.configuration_cvt import VitfCvtConfig
-from ..rules import Rule
-from .transformers_names import transformers_labels
+from .transformers_names import native_class, transformers_labels
 
 SOURCE = Source("microsoft/CvT", "f851e681966390779b71380d2600b52360ff4fe1", "lib/models/cls_cvt.py", "mit")
 
-# Names of the parts of a stage and of a layer, "{projection}" being one of "projections"; then those outside of the stages.
+# Names of the parts of a stage and of a layer, "{projection}" being one of "projections"; then those outside of the
+# stages.
 _ORIGINAL = {
     "stage": "stage{s}.",
     "embeddings": ("patch_embed.proj.", "patch_embed.norm."),
@@ -100,7 +99,7 @@ rules = _rules(_ORIGINAL)
 
 
 def _shapes(names: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
-    """What the shapes tell."""
+    """Reads the fields that shapes tell."""
     stage, fc1 = names["stage"], next(name for name, ours in names["rest"].items() if ours == "mlp.fc1.")
     stages = range(count_indices(stage + names["embeddings"][0] + "weight", state_dict, "s"))
     kernels = [
@@ -133,8 +132,8 @@ def _same_in_all(name: str, values: Any) -> Any:
     return values[0]
 
 
-# Entries of the `spec` of the original's yaml files, one a stage, and of transformers' config.json: lists that become a field;
-# those that become one if the stages do not differ; those that must have one value.
+# Entries of the `spec` of the original's yaml files, one a stage, and of transformers' config.json: lists that become a
+# field; those that become one if the stages do not differ; those that must have one value.
 _LISTS = {
     "DIM_EMBED": "hidden_sizes",
     "DEPTH": "depths",
@@ -238,8 +237,8 @@ def config_from_original(
     kwargs: Mapping[str, Any], state_dict: Mapping[str, Tensor], **overrides: Any
 ) -> VitfCvtConfig:
     """
-    The configuration of a CvT checkpoint. The numbers of heads come from `kwargs`, or from the published variant with the same
-    shapes.
+    The configuration of a CvT checkpoint. The numbers of heads, strides and paddings come from `kwargs`, or from the
+    published variant with the same shapes.
 
     Args:
         kwargs: Keyword arguments of `ConvolutionalVisionTransformer`; may be empty.
@@ -247,7 +246,11 @@ def config_from_original(
         overrides: Fields that replace what arguments and shapes say.
     """
     given = fields_from_kwargs(kwargs, _KWARGS)
-    ask_for = {"num_heads": "stage0.blocks.0.attn.proj_q.weight"}
+    ask_for = {
+        "num_heads": "stage0.blocks.0.attn.proj_q.weight",
+        **dict.fromkeys(("patch_size", "patch_paddings"), "stage0.patch_embed.proj.weight"),
+        "kv_stride": "stage0.blocks.0.attn.conv_proj_k.conv.weight",
+    }
     return make_config(VitfCvtConfig, _shapes(_ORIGINAL, state_dict), given, ask_for=ask_for, **overrides)
 
 
@@ -255,10 +258,10 @@ def transformers_config(kwargs: Mapping[str, Any], state_dict: Mapping[str, Tens
     """
     The configuration of transformers' own CvT; `kwargs` is its config.json.
 
-    It computes with the exact GELU; the published weights were trained with `hidden_act="quick_gelu"`, which as an override
-    gives the authors' results.
+    It computes with the exact GELU; the published weights were trained with `hidden_act="quick_gelu"`, which as an
+    override gives the authors' results.
     """
-    # transformers takes lists alone, with one entry a stage.
+    # transformers takes only lists, with one entry a stage.
     spec = {name: kwargs[native] for name, native in _NATIVE.items() if isinstance(kwargs.get(native), (list, tuple))}
     # What it does not write is its default.
     given = {**_from_spec({"KERNEL_QKV": [3], **spec}), **transformers_labels(kwargs, state_dict, "classifier")}
@@ -269,6 +272,7 @@ def transformers_config(kwargs: Mapping[str, Any], state_dict: Mapping[str, Tens
 
 def _transformers_native(model: PreTrainedModel) -> dict[str, Any]:
     config, stages = model.config, len(model.config.depths)
+    class_name = native_class(model, "Cvt", ("ForImageClassification",))  # CvtModel lacks the last norm
     if config.hidden_act != "gelu":
         raise ConversionError(f"transformers' CvT computes with hidden_act='gelu', not {config.hidden_act!r}")
     # It looks up the drop path rate of a layer by the number of the stage.
@@ -298,7 +302,7 @@ def _transformers_native(model: PreTrainedModel) -> dict[str, Any]:
         stride_q=[1] * stages,
         id2label=config.id2label,
         label2id=config.label2id,
-        architectures=["CvtForImageClassification" if has_head(model) else "CvtModel"],
+        architectures=[class_name],
     ).to_diff_dict()
 
 
@@ -319,23 +323,4 @@ LAYOUTS = {
         holds={"layer_norm_eps": (1e-5,)},
         native_config=_transformers_native,
     ),
-}
-
-_README = "README of microsoft/CvT@f851e68"
-_LICENSE = {"license": "mit", "license_source": "that of the repository; none is stated for the weights"}
-# Key, file in the folder that the README links, top-1 of the README, data.
-_FILES = (
-    ("cvt_13.in1k", "CvT-13-224x224-IN-1k", 81.6, "ImageNet-1k"),
-    ("cvt_21.in1k", "CvT-21-224x224-IN-1k", 82.5, "ImageNet-1k"),
-    ("cvt_13_384.in1k", "CvT-13-384x384-IN-1k", 83.0, "ImageNet-1k, fine-tuned at 384"),
-    ("cvt_21_384.in1k", "CvT-21-384x384-IN-1k", 83.3, "ImageNet-1k, fine-tuned at 384"),
-    ("cvt_13_384.in22k_ft_in1k", "CvT-13-384x384-IN-22k", 83.3, "ImageNet-22k, fine-tuned on ImageNet-1k at 384"),
-    ("cvt_21_384.in22k_ft_in1k", "CvT-21-384x384-IN-22k", 84.9, "ImageNet-22k, fine-tuned on ImageNet-1k at 384"),
-    ("cvt_w24_384.in22k_ft_in1k", "CvT-w24-384x384-IN-22k", 87.6, "ImageNet-22k, fine-tuned on ImageNet-1k at 384"),
-)
-_FOLDER = "https://1drv.ms/u/s!AhIXJn_J-blW9RzF3rMW7SsLHa8h?e=blQ0Al"
-CHECKPOINTS: dict[str, Published] = {
-    # The address is that of the folder; the fragment tells the file in it.
-    key: Published(f"{_FOLDER}#/{file}.pth", top1, _README, training, **_LICENSE)
-    for key, file, top1, training in _FILES
 }

@@ -5,9 +5,9 @@ from typing import Any
 
 from torch import Tensor
 
-from ..conversion import Layout, Published, Source, fields_from_kwargs, ignored, make_config, shape_of
+from ..conversion.convert import Layout, Source, fields_from_kwargs, ignored, make_config, shape_of
+from ..conversion.rules import Reshape, Rule, find_indices
 from ..modeling.configuration_deepvit import VitfDeepvitConfig
-from ..rules import Reshape, Rule, find_indices
 from .timm_names import TIMM_FIXED, TIMM_KWARGS, timm_rules, timm_shapes
 
 SOURCE = Source(
@@ -109,23 +109,4 @@ LAYOUTS = {
         suffix=".pth",
         wrapper="state_dict",
     ),
-}
-
-# Variant, file on Google Drive, top-1 of the README. The 16b and the L at 384 were announced and never uploaded.
-_FILES = (
-    ("deepvit_patch16_224_re_attn_24b", "1lPmKdNMPJq-mq-4FivqIY4JNAPoQHYxV", 79.99),
-    ("deepvit_patch16_224_re_attn_32b", "1kUBrAbAQfMT5FQJprITRxDtOE6ECZM0M", 80.9),
-    ("deepvit_s", "1evhBjla4Nth7LawW2PAXnGEcpv3YBWEC", 82.3),
-    ("deepvit_l", "1MTRm0NK_sPGRSyuD_hHJ1Zgw2diEaKLR", 83.1),
-)
-CHECKPOINTS: dict[str, Published] = {
-    f"{variant}.in1k": Published(
-        f"https://drive.google.com/file/d/{file}",
-        top1,
-        "README of zhoudaquan/dvit_repo@1ccb152",
-        "ImageNet-1k",
-        license_source="no statement for the weights; the code is MIT",
-        wrapper="state_dict",
-    )
-    for variant, file, top1 in _FILES
 }

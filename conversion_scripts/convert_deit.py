@@ -4,21 +4,26 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
-from transformers import DeiTConfig, PreTrainedModel, ViTConfig
+from transformers import DeiTConfig, PreTrainedModel, ViTConfig, ViTMSNConfig
 
-from ..conversion import Layout, Published, Source, fields_from_kwargs, has_head, make_config
+from ..conversion.convert import Layout, Source, fields_from_kwargs, make_config
+from ..conversion.rules import Rule
+from ..errors import ConversionError
 from ..modeling.configuration_deit import VitfDeitConfig
-from ..rules import Rule
+from ..modeling.configuration_vitf import pair
 from .timm_names import TIMM_FIXED, TIMM_KWARGS, TIMM_OPEN, timm_native_fields, timm_rules, timm_shapes
-from .transformers_names import TRANSFORMERS_NAMES, transformers_fields, transformers_native_fields, transformers_rules
+from .transformers_names import (
+    MASK_TOKEN,
+    MASKED_RULES,
+    TRANSFORMERS_NAMES,
+    head_of,
+    native_class,
+    transformers_fields,
+    transformers_native_fields,
+    transformers_rules,
+)
 
 FACEBOOK_COMMIT = "7e160fe43f0252d17191b71cbb5826254114ea5b"
-FACEBOOK = "https://dl.fbaipublicfiles.com/deit"
-FACEBOOK_README = "README of facebookresearch/deit"
-FACEBOOK_LICENSE = {
-    "license": "apache-2.0",
-    "license_source": "no statement for the weights; the READMEs say that the repository is Apache-2.0",
-}
 SOURCE = Source("facebookresearch/deit", FACEBOOK_COMMIT, "models.py", "apache-2.0")
 
 
@@ -35,8 +40,8 @@ def config_from_original(
     kwargs: Mapping[str, Any], state_dict: Mapping[str, Tensor], **overrides: Any
 ) -> VitfDeitConfig:
     """
-    The configuration of a DeiT checkpoint. The number of heads comes from `kwargs`, or from the published variant with the
-    same shapes.
+    The configuration of a DeiT checkpoint. The number of heads comes from `kwargs`, or from the published variant with
+    the same shapes.
 
     Args:
         kwargs: Keyword arguments of `VisionTransformer` of timm 0.3.2, or of timm's today; may be empty.
@@ -59,7 +64,7 @@ def _transformers_rules(names: Mapping[str, Any]):
                 Rule("cls_classifier.*", "classifier.*"),
                 Rule("distillation_classifier.*", "distillation_classifier.*"),
             ]
-        return [*transformers_rules(names), *heads]
+        return [*transformers_rules(names), *heads, *MASKED_RULES]
 
     return rules
 
@@ -67,19 +72,28 @@ def _transformers_rules(names: Mapping[str, Any]):
 def transformers_config(
     kwargs: Mapping[str, Any], state_dict: Mapping[str, Tensor], **overrides: Any
 ) -> VitfDeitConfig:
-    """The configuration of transformers' own DeiT, or of a plain DeiT stored as its ViT; `kwargs` is its config.json."""
+    """
+    The configuration of transformers' own DeiT, or of a plain DeiT stored as its ViT; `kwargs` is its config.json.
+    """
     distilled = "embeddings.distillation_token" in state_dict
     known = transformers_fields(kwargs, state_dict, "cls_classifier" if distilled else "classifier")
     return make_config(VitfDeitConfig, known, {"distilled": distilled}, **overrides)
 
 
 def _transformers_native(model: PreTrainedModel) -> dict[str, Any]:
-    fields = transformers_native_fields(model.config)
-    if model.config.distilled:
-        classes, config_class = ("DeiTModel", "DeiTForImageClassificationWithTeacher"), DeiTConfig
-    else:
-        classes, config_class = ("ViTModel", "ViTForImageClassification"), ViTConfig
-    return config_class(**fields, architectures=[classes[has_head(model)]]).to_diff_dict()
+    config, head, fields = model.config, head_of(model), transformers_native_fields(model.config)
+    if head == "ForMaskedImageModeling":
+        if len({*pair(config.image_size)}) > 1 or len({*pair(config.patch_size)}) > 1:
+            raise ConversionError("transformers' DeiTForMaskedImageModeling takes square images and patches only")
+        fields["encoder_stride"] = pair(config.patch_size)[0]
+    if config.distilled and head == "Model":
+        raise ConversionError("transformers' DeiTModel has a pooler, which this model lacks")
+    if config.distilled:
+        class_name = native_class(model, "DeiT") + "WithTeacher" * (head == "ForImageClassification")
+        return DeiTConfig(**fields, architectures=[class_name]).to_diff_dict()
+    if head == "Model":  # transformers' ViTModel has a pooler; ViT-MSN is the same model without one
+        return ViTMSNConfig(**fields, architectures=["ViTMSNModel"]).to_diff_dict()
+    return ViTConfig(**fields, architectures=[native_class(model, "ViT")]).to_diff_dict()
 
 
 def _timm_native(model: PreTrainedModel) -> dict[str, Any]:
@@ -91,7 +105,12 @@ _TIMM = {
     "rules": rules,
     "config": config_from_original,
     "requires": ("patch_embed.proj.weight", "blocks.{i}.attn.qkv.weight", "pos_embed", "cls_token"),
-    "forbids": ("blocks.{i}.gamma_1", "blocks.{i}.ls1.gamma", "reg_token", "fc_norm.*", "pre_logits.fc.*"),
+    "forbids": (
+        *("blocks.{i}.gamma_1", "blocks.{i}.ls1.gamma", "reg_token", "fc_norm.*", "pre_logits.fc.*", "decoder_pred.*"),
+        # Relatives of ViT: see convert_vit.py.
+        *("norm_pre.*", "attn_pool.latent", "blocks.{i}.attn.norm.*", "patch_embed.norm.*", "blocks.{i}.attn.q_norm.*"),
+        *("patch_embed.backbone.conv.weight", "patch_embed.backbone.stem.conv.weight"),
+    ),
 }
 LAYOUTS = {
     "original": Layout(**_TIMM, suffix=".pth", wrapper="model"),
@@ -105,7 +124,9 @@ LAYOUTS = {
                 names["layer"] + names["qkv"][0] + "weight",
                 "embeddings.distillation_token",
             ),
+            forbids=("classifier.*", "pooler.dense.*"),  # where that token has no head
             prefix="deit.",
+            head_keys_in_base=(MASK_TOKEN,),
             holds={"distilled": (True,)},
             native_config=_transformers_native,
         )
@@ -118,25 +139,11 @@ LAYOUTS = {
             requires=("embeddings.patch_embeddings.projection.weight", names["layer"] + names["qkv"][0] + "weight"),
             forbids=("embeddings.distillation_token",),
             prefix="vit.",
+            head_keys_in_base=(MASK_TOKEN,),
+            model_types=("vit",),
             holds={"distilled": (False,)},
             native_config=_transformers_native,
         )
         for name, names in TRANSFORMERS_NAMES.items()
     },
-}
-
-# Key, file, top-1 of the README. ImageNet-1k alone; those at 384 were fine-tuned at that size.
-_FILES = (
-    ("deit_tiny_patch16_224.fb_in1k", "deit_tiny_patch16_224-a1311bcf", 72.2),
-    ("deit_small_patch16_224.fb_in1k", "deit_small_patch16_224-cd65a155", 79.9),
-    ("deit_base_patch16_224.fb_in1k", "deit_base_patch16_224-b5f2ef4d", 81.8),
-    ("deit_tiny_distilled_patch16_224.fb_in1k", "deit_tiny_distilled_patch16_224-b40b3cf7", 74.5),
-    ("deit_small_distilled_patch16_224.fb_in1k", "deit_small_distilled_patch16_224-649709d9", 81.2),
-    ("deit_base_distilled_patch16_224.fb_in1k", "deit_base_distilled_patch16_224-df68dfff", 83.4),
-    ("deit_base_patch16_384.fb_in1k", "deit_base_patch16_384-8de9b5d1", 82.9),
-    ("deit_base_distilled_patch16_384.fb_in1k", "deit_base_distilled_patch16_384-d0272ac0", 85.2),
-)
-CHECKPOINTS: dict[str, Published] = {
-    key: Published(f"{FACEBOOK}/{file}.pth", top1, FACEBOOK_README, "ImageNet-1k", wrapper="model", **FACEBOOK_LICENSE)
-    for key, file, top1 in _FILES
 }

@@ -1,4 +1,6 @@
-"""LeViT: the original .pth files, timm's, and transformers' own, as it writes them today and as they stand on the Hub."""
+"""
+LeViT: the original .pth files, timm's, and transformers' own, as it writes them today and as they stand on the Hub.
+"""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,9 +10,8 @@ import torch
 from torch import Tensor
 from transformers import LevitConfig, PreTrainedModel
 
-from ..conversion import (
+from ..conversion.convert import (
     Layout,
-    Published,
     Source,
     count_indices,
     fields_from_kwargs,
@@ -21,12 +22,12 @@ from ..conversion import (
     shape_of,
     square_image,
 )
+from ..conversion.rules import Derived, Rule, Squeeze, find_indices
 from ..errors import ConversionError
 from ..modeling.configuration_levit import VitfLevitConfig
 from ..modeling.configuration_vitf import pair
 from ..modeling.modeling_levit import offset_index
-from ..rules import Derived, Rule, find_indices
-from .transformers_names import transformers_labels
+from .transformers_names import native_class, transformers_labels
 
 SOURCE = Source("facebookresearch/LeViT", "3772b8e7517b900330ee1f46e11b0ae917dae323", "levit.py", "apache-2.0")
 
@@ -36,7 +37,9 @@ SOURCE = Source("facebookresearch/LeViT", "3772b8e7517b900330ee1f46e11b0ae917dae
 
 @dataclass(frozen=True)
 class _Block:
-    """A residual block, or an attention layer that shrinks the map: its kind, its prefix in the file and here, its stage."""
+    """
+    A residual block, or an attention layer that shrinks the map: its kind, its prefix in the file and here, its stage.
+    """
 
     kind: str
     source: str
@@ -175,8 +178,11 @@ _TRANSFORMERS = _Names(
 # Rules
 
 
-def _rules(names: _Names, with_indices: bool) -> Callable[[VitfLevitConfig], list[Rule]]:
-    """The table of a layout; `with_indices` where the file keeps the table of indices beside the biases."""
+def _rules(names: _Names, with_indices: bool, convolutions: bool = False) -> Callable[[VitfLevitConfig], list[Rule]]:
+    """
+    The table of a layout; `with_indices` where the file keeps the table of indices next to the biases, `convolutions`
+    where linear layers are stored as convolutions of one cell (timm's levit_conv).
+    """
 
     def rules(config: VitfLevitConfig) -> list[Rule]:
         table, sizes = [], config.feature_map_sizes(*pair(config.image_size))
@@ -189,7 +195,12 @@ def _rules(names: _Names, with_indices: bool) -> Callable[[VitfLevitConfig], lis
             add(names.stem(n), f"patch_embeddings.convs.{n}.", names.stem_layer, "conv")
         for block in names.blocks(config.depths):
             for ours, theirs in names.parts[block.kind].items():
-                add(block.source + theirs, f"{block.target}{ours}.", names.layer, "linear")
+                source, target = block.source + theirs, f"{block.target}{ours}."
+                if convolutions:
+                    table.append(Rule(f"{source}{names.layer}.weight", target + "linear.weight", Squeeze()))
+                    table.append(Rule(f"{source}{names.norm}.*", target + "norm.*"))
+                else:
+                    add(source, target, names.layer, "linear")
             if block.kind == "mlp":
                 continue
             biases = block.target + "position_bias.weight"
@@ -290,10 +301,10 @@ _KWARGS = {
     "distillation": "distilled",
     "drop_path": "drop_path_rate",
     "drop_path_rate": "drop_path_rate",
-    "hybrid_backbone": ignored,  # the weights tell the stem
+    **dict.fromkeys(("hybrid_backbone", "stem_type"), ignored),  # the weights tell the stem
     "down_ops": ignored,  # and what shrinks the map
 }
-_FIXED = {"global_pool": ("avg",), "drop_rate": (0.0,), "use_conv": (False,), "down_op": ("subsample",)}
+_FIXED = {"global_pool": ("avg",), "use_conv": (False, True), "down_op": ("subsample",)}
 
 
 def _config(names: _Names):
@@ -316,6 +327,12 @@ def _config(names: _Names):
 
 
 config_from_original = _config(_ORIGINAL)
+
+
+def timm_conv_config(kwargs: Mapping[str, Any], state_dict: Mapping[str, Tensor], **overrides: Any) -> VitfLevitConfig:
+    """The configuration of timm's levit_conv, whose linear layers are convolutions of one cell."""
+    linear = {key: tensor.flatten(1) if tensor.shape[2:] == (1, 1) else tensor for key, tensor in state_dict.items()}
+    return _config(_TIMM)(kwargs, linear, **overrides)
 
 
 def transformers_config(
@@ -356,8 +373,17 @@ def _timm_native(model: PreTrainedModel) -> dict[str, Any]:
             "mlp_ratio": config.mlp_ratio,
             "act_layer": {"hardswish": "hard_swish"}.get(config.hidden_act, config.hidden_act),
             "drop_path_rate": config.drop_path_rate,
+            **({"stem_type": "s8"} if config.patch_size == 8 else {}),
         },
     }
+
+
+def _timm_conv_native(model: PreTrainedModel) -> dict[str, Any]:
+    native = _timm_native(model)
+    return {**native, "architecture": native["architecture"].replace("levit_", "levit_conv_")}
+
+
+_NATIVE_HEADS = ("Model", "ForImageClassification")
 
 
 def _transformers_native(model: PreTrainedModel) -> dict[str, Any]:
@@ -365,8 +391,7 @@ def _transformers_native(model: PreTrainedModel) -> dict[str, Any]:
     _check_native(config, "transformers", shrinking_attention_ratio=4, hidden_act="hardswish")
     if int(config.mlp_ratio) != config.mlp_ratio or int(config.attention_ratio) != config.attention_ratio:
         raise ConversionError("transformers' LeViT has whole numbers as mlp_ratio and attention_ratio")
-    classes = {True: "LevitForImageClassificationWithTeacher", False: "LevitForImageClassification"}
-    stages = len(config.depths)
+    stages, with_teacher = len(config.depths), config.distilled and has_head(model)
     return LevitConfig(
         image_size=one_or_two(config.image_size),
         num_channels=config.num_channels,
@@ -378,7 +403,7 @@ def _transformers_native(model: PreTrainedModel) -> dict[str, Any]:
         attention_ratio=[int(config.attention_ratio)] * stages,
         id2label=config.id2label,
         label2id=config.label2id,
-        architectures=[classes[config.distilled] if has_head(model) else "LevitModel"],
+        architectures=[native_class(model, "Levit", _NATIVE_HEADS) + "WithTeacher" * with_teacher],
     ).to_diff_dict()
 
 
@@ -411,8 +436,17 @@ LAYOUTS = {
         rules=_rules(_TIMM, with_indices=False),
         config=_config(_TIMM),
         requires=_REQUIRES["timm"],
-        holds={**_HOLDS, "patch_size": (16,)},
+        ndims={_REQUIRES["timm"][1]: 2},
+        holds={**_HOLDS, "patch_size": (8, 16)},
         native_config=_timm_native,
+    ),
+    "timm_conv": Layout(
+        rules=_rules(_TIMM, with_indices=False, convolutions=True),
+        config=timm_conv_config,
+        requires=_REQUIRES["timm"],
+        ndims={_REQUIRES["timm"][1]: 4},
+        holds={**_HOLDS, "patch_size": (8, 16)},
+        native_config=_timm_conv_native,
     ),
     "transformers": Layout(
         rules=_rules(_TRANSFORMERS, with_indices=False),
@@ -426,26 +460,4 @@ LAYOUTS = {
         requires=(*_REQUIRES["transformers"], "encoder.stages.{s}.layers.{j}.attention_bias_idxs"),
         **_WITH_TRANSFORMERS,
     ),
-}
-
-_HOST = "https://dl.fbaipublicfiles.com/LeViT"
-_LICENSE = {"license": "apache-2.0", "license_source": "that of the repository; none is stated for the weights"}
-# Variant, file, top-1 of the README.
-_FILES = (
-    ("levit_128s", "LeViT-128S-96703c44", 76.6),
-    ("levit_128", "LeViT-128-b88c2750", 78.6),
-    ("levit_192", "LeViT-192-92712e41", 80.0),
-    ("levit_256", "LeViT-256-13b5763e", 81.6),
-    ("levit_384", "LeViT-384-9bdaf2e2", 82.6),
-)
-CHECKPOINTS: dict[str, Published] = {
-    f"{variant}.fb_dist_in1k": Published(
-        f"{_HOST}/{file}.pth",
-        top1,
-        "README of facebookresearch/LeViT@3772b8e",
-        "ImageNet-1k, with a RegNetY-16GF as teacher",
-        wrapper="model",
-        **_LICENSE,
-    )
-    for variant, file, top1 in _FILES
 }

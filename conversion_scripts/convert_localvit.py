@@ -5,9 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..conversion import (
+from ..conversion.convert import (
     Layout,
-    Published,
     Source,
     common_size,
     count_indices,
@@ -16,10 +15,10 @@ from ..conversion import (
     shape_of,
     square_image,
 )
+from ..conversion.rules import Rule
 from ..errors import ConversionError
 from ..modeling.configuration_localvit import VitfLocalvitConfig
 from ..modeling.configuration_vitf import VitfConfig
-from ..rules import Rule
 from .timm_names import TIMM_FIXED, TIMM_KWARGS, TIMM_OPEN, timm_rules
 
 COMMIT = "f49726087006ddbd55eb18a40cf6eebca18e2b8e"
@@ -36,7 +35,8 @@ _ACTIVATIONS = {
 _CONVS = "conv.conv."
 # Key to dimension of the channels inside a feed-forward layer, under the names of a block.
 INNER = {_CONVS + "0.weight": 0, _CONVS + "1.weight": 0, _CONVS + "3.weight": 0}
-# What tells the published `.pth` files from those of the body with its own feed-forward layers, under the names of a block.
+# What tells the published `.pth` files from those of the body with its own feed-forward layers, under the names of a
+# block.
 DEPTHWISE = _CONVS + "3.weight"
 # Kind of channel attention to the names of its layers: theirs, ours.
 _SE = (("6.fc.0.*", "fc1.*"), ("6.fc.2.*", "fc2.*"))
@@ -89,7 +89,8 @@ _FIXED = {**TIMM_FIXED, "wo_dp_conv": (False,), "dp_first": (False,)}
 
 def activation_fields(block: str, state_dict: Mapping[str, Tensor]) -> tuple[dict[str, str], dict[str, str]]:
     """
-    What a feed-forward layer tells of activation and channel attention, and the field that it leaves open, with the key.
+    What a feed-forward layer tells of activation and channel attention, and the field that it leaves open, with the
+    key.
 
     Args:
         block: What precedes the names of a block.
@@ -109,7 +110,9 @@ def se_reduction(block: str, state_dict: Mapping[str, Tensor]) -> int:
 
 
 def feed_forward_fields(width: int, state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, str]]:
-    """As [`activation_fields`], with `mlp_ratio` and `se_reduction`, of a body without stages; `width` is `hidden_size`."""
+    """
+    As [`activation_fields`], with `mlp_ratio` and `se_reduction`, of a body without stages; `width` is `hidden_size`.
+    """
     known, ask_for = activation_fields("blocks.0.", state_dict)
     inner = common_size({"blocks.0." + key: dim for key, dim in INNER.items()}, state_dict)
     squeeze = {"se_reduction": se_reduction("blocks.0.", state_dict)} if known.get("channel_attention") == "se" else {}
@@ -117,7 +120,9 @@ def feed_forward_fields(width: int, state_dict: Mapping[str, Tensor]) -> tuple[d
 
 
 def pyramid_fields(blocks: Sequence[str], state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, str]]:
-    """As [`activation_fields`], and `se_reductions`; `blocks` is what precedes the names of the first block of each stage."""
+    """
+    As [`activation_fields`], and `se_reductions`; `blocks` is what precedes the names of the first block of each stage.
+    """
     known, ask_for = activation_fields(blocks[0], state_dict)
     squeezes = known.get("channel_attention") == "se"
     # Where nothing is squeezed the field means nothing, but has an entry a stage.
@@ -128,8 +133,8 @@ def config_from_original(
     kwargs: Mapping[str, Any], state_dict: Mapping[str, Tensor], **overrides: Any
 ) -> VitfLocalvitConfig:
     """
-    The configuration of a LocalViT checkpoint. The number of heads, and the activation where weights leave it open, come from
-    `kwargs` or from the published variant with the same shapes.
+    The configuration of a LocalViT checkpoint. The number of heads, and the activation where weights leave it open,
+    come from `kwargs` or from the published variant with the same shapes.
 
     Args:
         kwargs: Keyword arguments of `LocalVisionTransformer`; may be empty.
@@ -170,25 +175,3 @@ LAYOUTS = {
         wrapper="model",
     ),
 }
-
-
-def published(file: str, top1: float) -> Published:
-    """A file of the release, with the top-1 of the README."""
-    return Published(
-        f"https://github.com/ofsoundof/LocalViT/releases/download/v1.0.0/{file}.pth",
-        top1,
-        "README of ofsoundof/LocalViT@f497260",
-        "ImageNet-1k",
-        license="mit",
-        license_source="that of the repository; none is stated for the weights",
-        wrapper="model",
-    )
-
-
-# Variant, file, top-1.
-_FILES = (
-    ("localvit_tiny_mlp4_act3_r192", "localvit_t", 74.84),
-    ("localvit_tiny_mlp4_act3_r4", "localvit_t_se4", 75.74),
-    ("localvit_small_mlp4_act3_r384", "localvit_s", 80.78),
-)
-CHECKPOINTS: dict[str, Published] = {f"{variant}.in1k": published(file, top1) for variant, file, top1 in _FILES}

@@ -5,10 +5,10 @@ from typing import Any
 
 from torch import Tensor
 
-from ..conversion import Layout, Published, Source, fields_from_kwargs, make_config
+from ..conversion.convert import Layout, Source, fields_from_kwargs, make_config
+from ..conversion.rules import Rule
 from ..modeling.configuration_localvit_pvt import VitfLocalvitPvtConfig
-from ..rules import Rule
-from .convert_localvit import COMMIT, DEPTHWISE, INNER, published, pyramid_fields, with_feed_forward
+from .convert_localvit import COMMIT, DEPTHWISE, INNER, pyramid_fields, with_feed_forward
 from .convert_pvt import LAYOUTS as PVT_LAYOUTS
 from .convert_pvt import OPEN, PYRAMID_FIXED, PYRAMID_KWARGS, original_shapes
 from .convert_pvt import rules as pvt_rules
@@ -27,8 +27,8 @@ def config_from_original(
     kwargs: Mapping[str, Any], state_dict: Mapping[str, Tensor], **overrides: Any
 ) -> VitfLocalvitPvtConfig:
     """
-    The configuration of a LocalViT-PVT checkpoint. Numbers of heads come from `kwargs`, or from the published variant with the
-    same shapes; the image size from the first stage's positions, if they are square.
+    The configuration of a LocalViT-PVT checkpoint. Numbers of heads come from `kwargs`, or from the published variant
+    with the same shapes; the image size from the first stage's positions, if they are square.
 
     Args:
         kwargs: Keyword arguments of `LocalViT_PVT`; may be empty.
@@ -51,5 +51,3 @@ LAYOUTS = {
         wrapper="model",
     ),
 }
-
-CHECKPOINTS: dict[str, Published] = {"localvit_pvt_tiny.in1k": published("localvit_pvt", 78.14)}

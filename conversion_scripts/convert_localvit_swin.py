@@ -5,10 +5,10 @@ from typing import Any
 
 from torch import Tensor
 
-from ..conversion import Layout, Published, Source, fields_from_kwargs, make_config
+from ..conversion.convert import Layout, Source, fields_from_kwargs, make_config
+from ..conversion.rules import Rule
 from ..modeling.configuration_localvit_swin import VitfLocalvitSwinConfig
-from ..rules import Rule
-from .convert_localvit import COMMIT, DEPTHWISE, INNER, published, pyramid_fields, with_feed_forward
+from .convert_localvit import COMMIT, DEPTHWISE, INNER, pyramid_fields, with_feed_forward
 from .convert_swin import BLOCK, FIXED, KWARGS, LAYER, OPEN, original_shapes
 from .convert_swin import LAYOUTS as SWIN_LAYOUTS
 from .convert_swin import rules as swin_rules
@@ -26,8 +26,8 @@ def config_from_original(
     kwargs: Mapping[str, Any], state_dict: Mapping[str, Tensor], **overrides: Any
 ) -> VitfLocalvitSwinConfig:
     """
-    The configuration of a LocalViT-Swin checkpoint. Shapes tell all but an image that is not square, or whose size leaves no
-    trace.
+    The configuration of a LocalViT-Swin checkpoint. Shapes tell all but an image that is not square, or whose size
+    leaves no trace.
 
     Args:
         kwargs: Keyword arguments of `LocalViT_swin`; may be empty.
@@ -50,5 +50,3 @@ LAYOUTS = {
         wrapper="model",
     ),
 }
-
-CHECKPOINTS: dict[str, Published] = {"localvit_swin_tiny_patch4_window7_224.in1k": published("localvit_swin", 81.86)}

@@ -5,9 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..conversion import (
+from ..conversion.convert import (
     Layout,
-    Published,
     Source,
     common_size,
     count_indices,
@@ -16,9 +15,9 @@ from ..conversion import (
     shape_of,
     square_image,
 )
+from ..conversion.rules import Concatenate, Permute, Reshape, Rule
 from ..modeling.configuration_localvit_tnt import VitfLocalvitTntConfig
-from ..rules import Concatenate, Permute, Reshape, Rule
-from .convert_localvit import COMMIT, DEPTHWISE, feed_forward_fields, published, with_feed_forward
+from .convert_localvit import COMMIT, DEPTHWISE, feed_forward_fields, with_feed_forward
 from .timm_names import TIMM_KWARGS
 
 SOURCE = Source("ofsoundof/LocalViT", COMMIT, "models/localvit_tnt.py", "mit")
@@ -80,8 +79,8 @@ def config_from_original(
     kwargs: Mapping[str, Any], state_dict: Mapping[str, Tensor], **overrides: Any
 ) -> VitfLocalvitTntConfig:
     """
-    The configuration of a LocalViT-TNT checkpoint. Numbers of heads and the size of patches come from `kwargs`, or from the
-    published variant with the same shapes; the image size from the positions, if they are square.
+    The configuration of a LocalViT-TNT checkpoint. Numbers of heads and the size of patches come from `kwargs`, or from
+    the published variant with the same shapes; the image size from the positions, if they are square.
 
     Args:
         kwargs: Keyword arguments of `LocalViT_TNT`; may be empty.
@@ -127,5 +126,3 @@ LAYOUTS = {
         wrapper="model",
     ),
 }
-
-CHECKPOINTS: dict[str, Published] = {"localvit_tnt_t_patch16_224.in1k": published("localvit_tnt", 75.9)}

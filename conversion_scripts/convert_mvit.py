@@ -1,4 +1,6 @@
-"""MViT for images: files of facebookresearch/mvit and of PySlowFast, whose convolutions have a time axis, and timm's."""
+"""
+MViT for images: files of facebookresearch/mvit and of PySlowFast, whose convolutions have a time axis, and timm's.
+"""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -6,9 +8,8 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..conversion import (
+from ..conversion.convert import (
     Layout,
-    Published,
     Source,
     common_size,
     count_indices,
@@ -19,10 +20,10 @@ from ..conversion import (
     one_or_two,
     shape_of,
 )
+from ..conversion.rules import Reshape, Rule
 from ..errors import ConversionError
 from ..modeling.configuration_mvit import VitfMvitConfig
 from ..modeling.configuration_vitf import pair
-from ..rules import Reshape, Rule
 
 SOURCE = Source(
     "facebookresearch/mvit", "dfbdfdf60efb36128cb2847950deaa560ceb7bfc", "mvit/models/mvit_model.py", "apache-2.0"
@@ -50,7 +51,8 @@ def layers(config: VitfMvitConfig) -> Iterator[tuple[int, int]]:
 
 def layer_parts(config: VitfMvitConfig, stage: int, index: int) -> dict[str, str]:
     """
-    The parts of a layer, the original's names to ours. Pools stand as `pool_q` to `query_pool`; each has a kernel and a norm.
+    The parts of a layer, the original's names to ours. Pools stand as `pool_q` to `query_pool`; each has a kernel and a
+    norm.
     """
     is_start = stage > 0 and index == 0
     parts = {
@@ -79,7 +81,7 @@ def layer_parts(config: VitfMvitConfig, stage: int, index: int) -> dict[str, str
 
 
 def without_time(config: VitfMvitConfig, stage: int, target: str) -> tuple[Reshape, ...]:
-    """What takes the time axis, of length 1, out of the kernel of a pool."""
+    """The operation that takes the time axis, of length 1, out of the kernel of a pool."""
     if not target.endswith("_pool.weight"):
         return ()
     head_dim = config.hidden_sizes[stage] // config.num_heads[stage]
@@ -118,6 +120,8 @@ def timm_rules(config: VitfMvitConfig) -> list[Rule]:
         for source, target in layer_parts(config, stage, index).items():
             source = shortcut if source == "proj.*" else source
             table.append(Rule(f"stages.{stage}.blocks.{index}.{source}", f"stages.{stage}.layers.{index}.{target}"))
+    if config.use_cls_token:
+        table.append(Rule("cls_token", "embeddings.cls_token"))
     return [*table, Rule("norm.*", "layernorm.*"), Rule("head.fc.*", "classifier.*")]
 
 
@@ -164,8 +168,6 @@ def shapes(state_dict: Mapping[str, Tensor], ndim: int) -> dict[str, Any]:
         axes = [shape_of(f"blocks.0.attn.rel_pos_{axis}", state_dict, 2)[0] for axis in "hw"]
         grid = [(rows + 1) // 2 for rows in axes]
         fields["image_size"] = one_or_two([side * step for side, step in zip(grid, patch_size, strict=True)])
-    # Both come with the second version, but for the sum no parameter tells of the first.
-    fields["residual_pooling"] = fields["position_embedding_type"] == "relative"
     if "head.projection.weight" in state_dict:
         fields["num_labels"] = common_size({"head.projection.weight": 0, "head.projection.bias": 0}, state_dict)
     return fields
@@ -173,8 +175,8 @@ def shapes(state_dict: Mapping[str, Tensor], ndim: int) -> dict[str, Any]:
 
 def _kv_strides(cfg: Mapping[str, Any], depths: list[int]) -> dict[str, list[int]]:
     """
-    The strides of keys and values of each stage, from the original's lists by layer. ConversionError unless they are of one
-    kind: queries are halved where a stage begins, and all layers of a stage have one stride.
+    The strides of keys and values of each stage, from the original's lists by layer. ConversionError unless they are of
+    one kind: queries are halved where a stage begins, and all layers of a stage have one stride.
     """
     starts = [sum(depths[:stage]) for stage in range(len(depths))]
     queries = {number: strides for number, *strides in cfg["POOL_Q_STRIDE"]}
@@ -184,7 +186,7 @@ def _kv_strides(cfg: Mapping[str, Any], depths: list[int]) -> dict[str, list[int
     if adaptive := cfg["POOL_KV_STRIDE_ADAPTIVE"]:
         *time, rows, columns = adaptive
         if rows != columns or set(time) - {1}:
-            raise ConversionError(f"original argument POOL_KV_STRIDE_ADAPTIVE={adaptive} is not square in space alone")
+            raise ConversionError(f"original argument POOL_KV_STRIDE_ADAPTIVE={adaptive} is not square in space")
         return {"kv_strides": [max(rows // 2**stage, 1) for stage in range(len(depths))]}
     given = {number: strides for number, *strides in cfg["POOL_KV_STRIDE"] or []}
     result = []
@@ -197,17 +199,39 @@ def _kv_strides(cfg: Mapping[str, Any], depths: list[int]) -> dict[str, list[int
     return {"kv_strides": result}
 
 
-# Entries of the original's configuration, by section. Shapes tell those that are ignored, or they do not change the model.
+def _check_patches(cfg: Mapping[str, Any]) -> None:
+    """
+    ConversionError where patches have another stride or padding than those by which a patch is twice as large less one
+    pixel: shapes tell the kernel only.
+    """
+    if "PATCH_KERNEL" not in cfg:
+        return
+    needed = {
+        "PATCH_STRIDE": [(side + 1) // 2 for side in cfg["PATCH_KERNEL"]],
+        "PATCH_PADDING": [side // 2 for side in cfg["PATCH_KERNEL"]],
+    }
+    for name, values in needed.items():
+        if name in cfg and list(cfg[name]) != values:
+            kernel = f"PATCH_KERNEL={cfg['PATCH_KERNEL']}"
+            raise ConversionError(
+                f"original argument {name}={cfg[name]!r} is not supported with {kernel}, only {values}", name
+            )
+
+
+# Entries of the original's configuration, by section. Shapes tell those that are ignored, or they do not change the
+# model.
 _TOLD = (
-    "PATCH_KERNEL PATCH_STRIDE PATCH_PADDING PATCH_2D EMBED_DIM NUM_HEADS MLP_RATIO QKV_BIAS DEPTH DIM_MUL HEAD_MUL CLS_EMBED_ON "
-    "SEP_POS_EMBED USE_ABS_POS REL_POS_SPATIAL REL_POS_TEMPORAL DIM_MUL_IN_ATT POOL_KVQ_KERNEL POOL_Q_STRIDE POOL_KV_STRIDE "
-    "POOL_KV_STRIDE_ADAPTIVE ZERO_DECAY_POS_CLS REL_POS_ZERO_INIT HEAD_INIT_SCALE LAYER_SCALE_INIT_VALUE"
+    "PATCH_KERNEL PATCH_2D EMBED_DIM NUM_HEADS MLP_RATIO QKV_BIAS DEPTH DIM_MUL HEAD_MUL CLS_EMBED_ON "
+    "SEP_POS_EMBED USE_ABS_POS REL_POS_SPATIAL REL_POS_TEMPORAL DIM_MUL_IN_ATT POOL_KVQ_KERNEL POOL_Q_STRIDE "
+    "POOL_KV_STRIDE POOL_KV_STRIDE_ADAPTIVE ZERO_DECAY_POS_CLS REL_POS_ZERO_INIT HEAD_INIT_SCALE LAYER_SCALE_INIT_VALUE"
 )
 _KWARGS = {
     **{f"MVIT.{name}": ignored for name in _TOLD.split()},
+    **dict.fromkeys(("MVIT.PATCH_STRIDE", "MVIT.PATCH_PADDING"), ignored),  # see _check_patches
     "MVIT.DROPPATH_RATE": "drop_path_rate",
     "MVIT.DROPOUT_RATE": "hidden_dropout_prob",
     "MVIT.RESIDUAL_POOLING": "residual_pooling",
+    "MVIT.USE_MEAN_POOLING": lambda mean: {"final_layernorm": "pooled" if mean else "tokens"},
     "MODEL.NUM_CLASSES": ignored,
     "MODEL.HEAD_ACT": ignored,  # the softmax that its head has in evaluation
     "DATA.TRAIN_CROP_SIZE": "image_size",
@@ -218,10 +242,7 @@ _FIXED = {
     "repo": ("mvit", "slowfast"),
     "MVIT.MODE": ("conv",),
     "MVIT.NORM": ("layernorm",),
-    **{
-        f"MVIT.{name}": (False,)
-        for name in ("POOL_FIRST", "NORM_STEM", "SEPARATE_QKV", "USE_MEAN_POOLING", "USE_FIXED_SINCOS_POS")
-    },
+    **{f"MVIT.{name}": (False,) for name in ("POOL_FIRST", "NORM_STEM", "SEPARATE_QKV", "USE_FIXED_SINCOS_POS")},
 }
 
 
@@ -238,16 +259,17 @@ def original_config(
 
     Args:
         kwargs: `{"cfg": {"MVIT": {...}, "MODEL": {...}, "DATA": {...}}}`; may be empty. known: Fields that shapes tell.
-        names, fixed: Entries that mean something here alone; see [`fields_from_kwargs`].
+        names, fixed: Entries that mean something only here; see [`fields_from_kwargs`].
     """
     cfg = kwargs.get("cfg", {})
     entries = {f"{section}.{name}": value for section, values in cfg.items() for name, value in values.items()}
     entries |= {name: value for name, value in kwargs.items() if name != "cfg"}
     given = fields_from_kwargs(entries, {**_KWARGS, **names}, {**_FIXED, **fixed})
     if "MVIT" in cfg:
+        _check_patches(cfg["MVIT"])
         given |= _kv_strides(cfg["MVIT"], known["depths"])
     ask_for = {"image_size": "pos_embed", "num_heads": "blocks.0.attn.qkv.weight"}
-    ask_for["kv_strides"] = "blocks.0.attn.pool_k.weight"
+    ask_for |= dict.fromkeys(("kv_strides", "residual_pooling"), "blocks.0.attn.pool_k.weight")
     return make_config(config_class, known, given, ask_for=ask_for, **overrides)
 
 
@@ -271,8 +293,8 @@ def config_from_original(
     kwargs: Mapping[str, Any], state_dict: Mapping[str, Tensor], **overrides: Any
 ) -> VitfMvitConfig:
     """
-    The configuration of a checkpoint of facebookresearch/mvit or PySlowFast. Strides of keys and values come from `kwargs`, or
-    from the published variants with the same shapes.
+    The configuration of a checkpoint of facebookresearch/mvit or PySlowFast. Strides of keys and values come from
+    `kwargs`, or from the published variants with the same shapes.
 
     Args:
         kwargs: `{"cfg": ...}`, the sections MVIT, MODEL and DATA of its configuration; may be empty.
@@ -288,7 +310,6 @@ _TIMM_KWARGS = {
     "in_chans": ignored,
     "num_classes": ignored,
     "drop_path_rate": "drop_path_rate",
-    "drop_rate": ignored,  # of its head
 }
 
 
@@ -305,15 +326,30 @@ def timm_config(kwargs: Mapping[str, Any], state_dict: Mapping[str, Tensor], **o
                 )
                 renamed[f"blocks.{number}.{part}"] = renamed.pop(key)
             number += 1
-    given = fields_from_kwargs(kwargs, _TIMM_KWARGS)
+    known = _image_shapes(renamed)
+    known |= {"residual_pooling": True, "residual_cls_token": known["use_cls_token"]}
+    pool = "token" if known["use_cls_token"] else "avg"
+    given = fields_from_kwargs(kwargs, _TIMM_KWARGS, {"global_pool": (pool, None)})
     ask_for = {"kv_strides": "stages.0.blocks.0.attn.pool_k.weight"}
-    return make_config(VitfMvitConfig, _image_shapes(renamed), given, ask_for=ask_for, **overrides)
+    return make_config(VitfMvitConfig, known, given, ask_for=ask_for, **overrides)
+
+
+def _timm_misfit(config: VitfMvitConfig) -> str | None:
+    """timm adds the query of a class token to it as well, which the authors do not."""
+    if config.use_cls_token and not config.residual_cls_token:
+        return "use_cls_token=True has no place in it without residual_cls_token=True"
+    return None
 
 
 def _timm_native(model: PreTrainedModel) -> dict[str, Any]:
     config = model.config
-    same = "hidden_sizes depths num_heads kv_strides kv_kernel_sizes mlp_ratio qkv_bias dim_mul_in_att patch_size hidden_act"
-    for name in ("mvitv2_tiny", "mvitv2_small", "mvitv2_base", "mvitv2_large"):
+    same = (
+        "hidden_sizes depths num_heads kv_strides kv_kernel_sizes mlp_ratio qkv_bias dim_mul_in_att patch_size "
+        "hidden_act"
+    )
+    suffix = "_cls" if config.use_cls_token else ""
+    sizes = ("base", "large", "huge") if suffix else ("tiny", "small", "base", "large")
+    for name in (f"mvitv2_{size}{suffix}" for size in sizes):
         variant = VitfMvitConfig.from_variant(name)
         if all(getattr(variant, field) == getattr(config, field) for field in (*same.split(), "layer_norm_eps")):
             size, num_labels = one_or_two(config.image_size), config.num_labels if has_head(model) else 0
@@ -322,7 +358,7 @@ def _timm_native(model: PreTrainedModel) -> dict[str, Any]:
                 "model_args": {"img_size": size, "in_chans": config.num_channels, "num_classes": num_labels},
             }
     raise ConversionError(
-        "timm's config.json has names for published variants of MViTv2 alone, and this is another model"
+        "timm's config.json has names only for published variants of MViTv2, and this is another model"
     )
 
 
@@ -336,6 +372,7 @@ REQUIRES = (
 )
 _LAYOUT = {
     "config": config_from_original,
+    "holds": {"residual_cls_token": (False,)},
     "requires": REQUIRES,
     "suffix": ".pyth",
     "wrapper": "model_state",
@@ -354,47 +391,13 @@ LAYOUTS = {
         rules=timm_rules,
         config=timm_config,
         requires=("patch_embed.proj.weight", "stages.{s}.blocks.{i}.attn.pool_k.weight", "norm.weight"),
-        # With a class token timm adds the query to it as well, which the authors do not.
+        fits=_timm_misfit,
         holds={
-            "use_cls_token": (False,),
             "position_embedding_type": ("relative",),
             "query_pooling": ("every_layer",),
             "residual_pooling": (True,),
+            "final_layernorm": ("tokens",),
         },
         native_config=_timm_native,
     ),
-}
-
-RELEASES = "https://dl.fbaipublicfiles.com/mvit/mvitv2_models"
-LICENSE = {"license": "apache-2.0", "license_source": "that of the repository; none is stated for the weights"}
-# Variant, file, top-1, data.
-_FILES = (
-    ("mvitv2_tiny.fb_in1k", "MViTv2_T_in1k", 82.3, "ImageNet-1k"),
-    ("mvitv2_small.fb_in1k", "MViTv2_S_in1k", 83.6, "ImageNet-1k"),
-    ("mvitv2_base.fb_in1k", "MViTv2_B_in1k", 84.4, "ImageNet-1k"),
-    ("mvitv2_large.fb_in1k", "MViTv2_L_in1k", 85.3, "ImageNet-1k"),
-    ("mvitv2_base_cls.fb_inw21k", "MViTv2_B_in21k", None, "ImageNet-21k"),
-    ("mvitv2_large_cls.fb_inw21k", "MViTv2_L_in21k", None, "ImageNet-21k"),
-    ("mvitv2_huge_cls.fb_inw21k", "MViTv2_H_in21k", None, "ImageNet-21k"),
-)
-CHECKPOINTS: dict[str, Published] = {
-    "mvit_base_16.fb_in1k": Published(
-        "https://drive.google.com/file/d/1dYYqUB-3DSgBVc9d6o-rW8ojtVsrFLgp/view",
-        82.9,
-        "projects/mvit/README.md of facebookresearch/SlowFast@287ec00",
-        "ImageNet-1k",
-        **LICENSE,
-        wrapper="model_state",
-    ),
-    **{
-        key: Published(
-            f"{RELEASES}/{file}.pyth",
-            top1,
-            "README.md of facebookresearch/mvit@dfbdfdf" if top1 else "",
-            training,
-            **LICENSE,
-            wrapper="model_state",
-        )
-        for key, file, top1, training in _FILES
-    },
 }

@@ -5,10 +5,10 @@ from typing import Any
 
 from torch import Tensor
 
-from ..conversion import Layout, Published, fields_from_kwargs, ignored, make_config, shape_of
+from ..conversion.convert import Layout, fields_from_kwargs, ignored, make_config, shape_of
+from ..conversion.rules import Concatenate, Each, Reshape, Rule
 from ..modeling.configuration_mvit_video import VitfMvitVideoConfig
-from ..rules import Concatenate, Each, Reshape, Rule
-from .convert_mvit import LICENSE, REQUIRES, SLOWFAST, layer_parts, layers, original_config, shapes, square_size
+from .convert_mvit import REQUIRES, SLOWFAST, layer_parts, layers, original_config, shapes, square_size
 
 SOURCE = SLOWFAST
 
@@ -87,8 +87,8 @@ def torchvision_rules(config: VitfMvitVideoConfig) -> list[Rule]:
 
 def _clip_shapes(state_dict: Mapping[str, Tensor], tables: tuple[str, str], ndim: int) -> dict[str, Any]:
     """
-    The fields that shapes tell, by the original's names of keys but for the position `tables` in time and in space, which have
-    `ndim` dimensions.
+    The fields that shapes tell, by the original's names of keys but for the position `tables` in time and in space,
+    which have `ndim` dimensions.
     """
     fields = shapes(state_dict, 5)
     fields["tubelet_size"] = (state_dict["patch_embed.proj.weight"].shape[2] + 1) // 2
@@ -108,8 +108,8 @@ def config_from_original(
     kwargs: Mapping[str, Any], state_dict: Mapping[str, Tensor], **overrides: Any
 ) -> VitfMvitVideoConfig:
     """
-    The configuration of a checkpoint of PySlowFast. Strides of keys and values come from `kwargs`, or from the published
-    variants with the same shapes.
+    The configuration of a checkpoint of PySlowFast. Strides of keys and values come from `kwargs`, or from the
+    published variants with the same shapes.
 
     Args:
         kwargs: `{"cfg": ...}`, the sections MVIT, MODEL and DATA of its configuration; may be empty.
@@ -146,7 +146,10 @@ def torchvision_config(
         renamed[f"{block}.{number}.{part}" if block else part] = tensor
     known = _clip_shapes(renamed, ("pos_encoding.temporal_pos", "pos_encoding.spatial_pos"), 2)
     given = fields_from_kwargs(kwargs, _TORCHVISION_KWARGS, {"residual_with_cls_embed": (False,)})
-    ask_for = {"image_size": "pos_encoding.spatial_pos", "kv_strides": "blocks.0.attn.pool_k.pool.weight"}
+    ask_for = {
+        "image_size": "pos_encoding.spatial_pos",
+        **dict.fromkeys(("kv_strides", "residual_pooling"), "blocks.0.attn.pool_k.pool.weight"),
+    }
     return make_config(VitfMvitVideoConfig, known, given, ask_for=ask_for, **overrides)
 
 
@@ -164,63 +167,6 @@ LAYOUTS = {
         config=torchvision_config,
         requires=("conv_proj.weight", "blocks.{i}.attn.qkv.weight", "blocks.{i}.attn.pool_k.pool.weight"),
         suffix=".pth",
-        holds={"use_cls_token": (True,)},
+        holds={"use_cls_token": (True,), "final_layernorm": ("tokens",)},
     ),
-}
-
-_ZOO = "https://dl.fbaipublicfiles.com/pyslowfast/model_zoo"
-_V2 = f"{_ZOO}/mvitv2/pysf_video_models"
-_TORCHVISION = "https://download.pytorch.org/models"
-_BSD = {"license": "bsd-3-clause", "license_source": "that of torchvision; none is stated for the weights"}
-# Key, file, data and the top-1 there, licence.
-_FILES = (
-    (
-        "mvit_base_16x4_k400.fb",
-        "https://drive.google.com/file/d/194gJinVejq6A1FmySNKQ8vAN5-FOY-QL/view",
-        "Kinetics-400 (78.4%)",
-    ),
-    ("mvit_base24_32x3_k400.fb", f"{_ZOO}/mvit/k400.pyth", "Kinetics-400 (80.4%)"),
-    ("mvit_base24_32x3_k600.fb", f"{_ZOO}/mvit/k600.pyth", "Kinetics-600 (83.9%)"),
-    ("mvitv2_small_16x4_k400.fb", f"{_V2}/MViTv2_S_16x4_k400_f302660347.pyth", "Kinetics-400 (81.0%)"),
-    ("mvitv2_base_32x3_k400.fb", f"{_V2}/MViTv2_B_32x3_k400_f304025456.pyth", "Kinetics-400 (82.9%)"),
-    (
-        "mvitv2_large_40x3_k400.fb",
-        f"{_V2}/MViTv2_L_40x3_k400_f306903192.pyth",
-        "ImageNet-21k, then Kinetics-400 (86.1%)",
-    ),
-    (
-        "mvitv2_small_16_ssv2.fb",
-        f"{_V2}/MViTv2_S_16x4_ssv2_f308341823.pyth",
-        "Kinetics-400, then Something-Something v2 (68.2%)",
-    ),
-    (
-        "mvitv2_base_32_ssv2.fb",
-        f"{_V2}/MViTv2_B_32x3_ssv2_f305803282.pyth",
-        "Kinetics-400, then Something-Something v2 (70.5%)",
-    ),
-    (
-        "mvitv2_large_40_ssv2.fb",
-        f"{_V2}/MViTv2_L_40x3_ssv2_f309603968.pyth",
-        "ImageNet-21k and Kinetics-400, then Something-Something v2 (73.3%)",
-    ),
-)
-CHECKPOINTS: dict[str, Published] = {
-    **{
-        key: Published(
-            url,
-            training=f"{data[:-1]} top-1 there, model zoo of facebookresearch/SlowFast@287ec00)",
-            **LICENSE,
-            wrapper="model_state",
-        )
-        for key, url, data in _FILES
-    },
-    **{
-        key: Published(
-            f"{_TORCHVISION}/{file}.pth", training=f"Kinetics-400 ({top1}% top-1 there, torchvision)", **_BSD
-        )
-        for key, file, top1 in (
-            ("mvit_base_16x4_k400.tv", "mvit_v1_b-dbeb1030", 78.477),
-            ("mvitv2_small_16x4_k400.tv", "mvit_v2_s-ae3be167", 80.757),
-        )
-    },
 }

@@ -7,9 +7,8 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..conversion import (
+from ..conversion.convert import (
     Layout,
-    Published,
     Source,
     common_size,
     count_indices,
@@ -21,10 +20,10 @@ from ..conversion import (
     one_or_two,
     shape_of,
 )
+from ..conversion.rules import Concatenate, Each, Permute, Reshape, Rule, Split
 from ..errors import ConversionError
 from ..modeling.configuration_nest import VitfNestConfig
 from ..modeling.configuration_vitf import pair
-from ..rules import Concatenate, Each, Permute, Reshape, Rule, Split
 
 SOURCE = Source(
     "google-research/nested-transformer",
@@ -41,8 +40,8 @@ def _position_rules(config: VitfNestConfig, source: str) -> list[Rule]:
         rows, columns = config.feature_map_sizes(*pair(config.image_size))[stage + 1]
         if rows % side or columns % side:
             raise ConversionError(
-                f"image_size={config.image_size}: the map of stage {stage + 1} has {rows}x{columns} tokens, no multiple of "
-                f"block_size={side}, and the original has no place for it"
+                f"image_size={config.image_size}: the map of stage {stage + 1} has {rows}x{columns} tokens, no "
+                f"multiple of block_size={side}, and the original has no place for it"
             )
         blocks = (rows // side, columns // side)
         rules.append(
@@ -186,8 +185,8 @@ def config_from_original(
     kwargs: Mapping[str, Any], state_dict: Mapping[str, Tensor], **overrides: Any
 ) -> VitfNestConfig:
     """
-    The configuration of the flax parameters. Shapes tell all but the depths of stages that are equally wide, which come from
-    `kwargs` or from the published variant with as many layers.
+    The configuration of the flax parameters. Shapes tell all but the depths of stages that are equally wide, which come
+    from `kwargs` or from the published variant with as many layers.
 
     Args:
         kwargs: Keyword arguments of `NestNet`; may be empty.
@@ -300,8 +299,6 @@ _TIMM_KWARGS = {
     "num_classes": "num_labels",
     "mlp_ratio": "mlp_ratio",
     "qkv_bias": "qkv_bias",
-    "drop_rate": ignored,  # before the classifier alone, while training
-    "proj_drop_rate": "hidden_dropout_prob",
     "attn_drop_rate": "attention_probs_dropout_prob",
     "drop_path_rate": "drop_path_rate",
     "norm_layer": layer_norm_eps,
@@ -313,9 +310,9 @@ _TIMM_KWARGS = {
 
 def timm_config(kwargs: Mapping[str, Any], state_dict: Mapping[str, Tensor], **overrides: Any) -> VitfNestConfig:
     """
-    The configuration of a timm Nest. Nothing in the weights tells `pool_padding`: without `pad_type` among `kwargs` it is that
-    of the jx models, the published ones. Numbers of heads come from `kwargs`, or from the published variant with the same
-    widths.
+    The configuration of a timm Nest. Nothing in the weights tells `pool_padding`: without `pad_type` among `kwargs` it
+    is that of the jx models, the published ones. Numbers of heads come from `kwargs`, or from the published variant
+    with the same widths.
 
     Args:
         kwargs: Keyword arguments of timm's `Nest`; may be empty.
@@ -377,7 +374,7 @@ def _timm_name(config: VitfNestConfig) -> str:
         variant = VitfNestConfig.from_variant(name)
         if all(getattr(variant, field) == getattr(config, field) for field in same):
             return name
-    raise ConversionError(f"timm's NesT has the {', '.join(same[:-1])} of {', '.join(names)} alone")
+    raise ConversionError(f"timm's NesT has only the {', '.join(same[:-1])} of {', '.join(names)}")
 
 
 LAYOUTS = {
@@ -402,19 +399,4 @@ LAYOUTS = {
         holds={"attention_type": ("multi_head",)},
         native_config=_timm_native,
     ),
-}
-
-# The original's weights as timm converted them; the authors publish directories of flax checkpoints, which are no files to
-# read. Key, top-1.
-_FILES = (("nest_tiny_jx", 81.428), ("nest_small_jx", 83.132), ("nest_base_jx", 83.552))
-CHECKPOINTS: dict[str, Published] = {
-    f"{name}.goog_in1k": Published(
-        f"https://huggingface.co/timm/{name}.goog_in1k/resolve/main/model.safetensors",
-        top1,
-        "timm results/results-imagenet.csv",
-        "ImageNet-1k",
-        license="apache-2.0",
-        license_source="timm's model card; that of the repository",
-    )
-    for name, top1 in _FILES
 }

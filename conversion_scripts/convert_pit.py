@@ -6,9 +6,8 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..conversion import (
+from ..conversion.convert import (
     Layout,
-    Published,
     Source,
     common_size,
     count_indices,
@@ -18,10 +17,10 @@ from ..conversion import (
     one_or_two,
     shape_of,
 )
+from ..conversion.rules import Permute, Reshape, Rule
 from ..errors import ConversionError
 from ..modeling.configuration_pit import VitfPitConfig
 from ..modeling.configuration_vitf import pair
-from ..rules import Permute, Reshape, Rule
 
 SOURCE = Source("naver-ai/pit", "9d97a62e6a2a72a86685003998fcae700f952e18", "pit.py", "apache-2.0")
 
@@ -118,7 +117,7 @@ def config_from_original(
     for variant in map(VitfPitConfig.from_variant, VitfPitConfig.VARIANTS):
         if [variant.patch_size, variant.stage_channels[1:]] == [known["patch_size"], widths]:
             known |= {"stride": variant.stride, "num_heads": variant.num_heads}
-    fixed = {"stem_type": ("overlap",), "global_pool": ("token",), "pos_drop_rate": (0.0,), "proj_drop_rate": (0.0,)}
+    fixed = {"stem_type": ("overlap",), "global_pool": ("token",)}
     given = {**fields_from_kwargs(kwargs, _KWARGS, fixed), **overrides}
     if "base_dims" in given and "num_heads" not in given:
         known["num_heads"] = [width // dim for width, dim in zip(widths, given["base_dims"], strict=True)]
@@ -171,25 +170,4 @@ LAYOUTS = {
         requires=(*_REQUIRES, "transformers.{s+1}.pool.conv.weight"),
         native_config=_timm_native,
     ),
-}
-
-_README = "README of naver-ai/pit"
-_LICENSE = {"license": "apache-2.0", "license_source": "that of the repository; none is stated for the weights"}
-# Key, file, its name at Google Drive, top-1 of the README. All on ImageNet-1k; those distilled learned from a RegNetY-16GF as
-# well.
-_FILES = (
-    ("pit_ti.in1k", "pit_ti_730", "17BS8UamKhZBq_-0PfSls6U0Pp8Tmree0", 73.0),
-    ("pit_xs.in1k", "pit_xs_781", "1F7x2owp7frFJoyojoF80L7yB-DA9jhmi", 78.1),
-    ("pit_s.in1k", "pit_s_809", "1shVYwAmYesWioca7NiDM2ESrZYEjZsaG", 80.9),
-    ("pit_b.in1k", "pit_b_820", "1whd2saHjELyj6ESdkXSD1x8mMMYrRGNV", 82.0),
-    ("pit_ti_distilled.in1k", "pit_ti_distill_746", "1dszOX9nvHcNuuY5a9_dUAYVxhQWcDK2c", 74.6),
-    ("pit_xs_distilled.in1k", "pit_xs_distill_791", "1C_C_F40-VEhk23xuvl2qwlocDHutOw30", 79.1),
-    ("pit_s_distilled.in1k", "pit_s_distill_819", "15fQvnjii-vpsFk1iaF0TVIw4gyyGXc09", 81.9),
-    ("pit_b_distilled.in1k", "pit_b_distill_840", "1JOk63pIj6OxW0R93TiIizcb5VIc-HNML", 84.0),
-)
-_DRIVE = "https://drive.google.com/uc?export=download"
-CHECKPOINTS: dict[str, Published] = {
-    # The fragment is no part of the request: it tells the name under which the file arrives.
-    key: Published(f"{_DRIVE}&id={drive}#/{file}.pth", top1, _README, "ImageNet-1k", **_LICENSE)
-    for key, file, drive, top1 in _FILES
 }

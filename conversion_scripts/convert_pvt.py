@@ -6,14 +6,12 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel, PvtConfig
 
-from ..conversion import (
+from ..conversion.convert import (
     Layout,
-    Published,
     Source,
     common_size,
     count_indices,
     fields_from_kwargs,
-    has_head,
     ignored,
     layer_norm_eps,
     make_config,
@@ -21,11 +19,11 @@ from ..conversion import (
     shape_of,
     square_image,
 )
+from ..conversion.rules import Concatenate, Rule
 from ..errors import ConversionError
 from ..modeling.configuration_pvt import VitfPvtConfig
 from ..modeling.configuration_vitf import VitfPyramidConfig, pair
-from ..rules import Concatenate, Rule
-from .transformers_names import transformers_labels
+from .transformers_names import native_class, transformers_labels
 
 SOURCE = Source("whai362/PVT", "57e2dfaa5a46f9050d76f306a4fcd9a7c061f520", "classification/pvt.py", "apache-2.0")
 
@@ -86,7 +84,10 @@ def transformers_block_rules(block: str, reduces: bool, names: Mapping[str, str]
 
 
 def _names(norm: str, fc1: str, fc2: str) -> dict[str, Any]:
-    """The names of a layer that matter to shapes: what it has for sure, and key to dimension of C and of D, the inner width."""
+    """
+    The names of a layer that matter to shapes: what it has for sure, and key to dimension of C and of D, the inner
+    width.
+    """
     return {
         "norm": norm + ".weight",
         "width": {norm + ".weight": 0, norm + ".bias": 0, fc2 + ".bias": 0},
@@ -188,6 +189,8 @@ def transformers_pyramid_native(config: VitfPyramidConfig, library: str) -> dict
             f"{library} has one epsilon for all norms, this model layer_norm_eps={config.layer_norm_eps} and "
             f"conv_norm_eps={config.conv_norm_eps}; convert with --set to make them one"
         )
+    if any(ratio != int(ratio) for ratio in config.mlp_ratios):
+        raise ConversionError(f"{library} has whole numbers as mlp_ratios, not {config.mlp_ratios}")
     return {
         **{theirs: getattr(config, ours) for theirs, ours in _TRANSFORMERS_FIELDS.items()},
         "image_size": one_or_two(config.image_size),
@@ -196,7 +199,7 @@ def transformers_pyramid_native(config: VitfPyramidConfig, library: str) -> dict
         "depths": config.depths,
         "hidden_sizes": config.hidden_sizes,
         "strides": [config.stage_strides[0][0], *(2 for _ in config.depths[1:])],
-        "mlp_ratios": config.mlp_ratios,
+        "mlp_ratios": [int(ratio) for ratio in config.mlp_ratios],
         "qkv_bias": config.qkv_bias,
         "layer_norm_eps": config.layer_norm_eps,
         "id2label": config.id2label,
@@ -253,8 +256,8 @@ def config_from_original(
     kwargs: Mapping[str, Any], state_dict: Mapping[str, Tensor], **overrides: Any
 ) -> VitfPvtConfig:
     """
-    The configuration of a PVT checkpoint. Numbers of heads come from `kwargs`, or from the published variant with the same
-    shapes; the image size from the first stage's positions, if they are square.
+    The configuration of a PVT checkpoint. Numbers of heads come from `kwargs`, or from the published variant with the
+    same shapes; the image size from the first stage's positions, if they are square.
 
     Args:
         kwargs: Keyword arguments of `PyramidVisionTransformer`; may be empty.
@@ -290,6 +293,13 @@ def transformers_rules(config: VitfPvtConfig) -> list[Rule]:
     ]
 
 
+def _check_strides(metadata: Mapping[str, Any], strides: list[int]) -> None:
+    """ConversionError where transformers' config.json says other kernels or strides than a PVT of this library has."""
+    for name in ("patch_sizes", "strides"):
+        if name in metadata and list(metadata[name]) != strides:
+            raise ConversionError(f"config.json: {name}={metadata[name]} is not supported, only {strides}", name)
+
+
 def transformers_config(kwargs: Mapping[str, Any], state_dict: Mapping[str, Tensor], **overrides: Any) -> VitfPvtConfig:
     """The configuration of transformers' own PVT; `kwargs` is its config.json."""
     embedding = "encoder.patch_embeddings.{s}.projection"
@@ -306,6 +316,7 @@ def transformers_config(kwargs: Mapping[str, Any], state_dict: Mapping[str, Tens
         "qkv_bias": "encoder.block.0.0.attention.self.query.bias" in state_dict,
         **transformers_pyramid_fields(kwargs, state_dict),
     }
+    _check_strides(kwargs, [known["patch_size"], *(2 for _ in stages[1:])])
     table = "encoder.patch_embeddings.0.position_embeddings"
     if image := square_image(shape_of(table, state_dict, 3)[1], known["patch_size"]):
         known["image_size"] = image
@@ -317,16 +328,18 @@ def _transformers_native(model: PreTrainedModel) -> dict[str, Any]:
     config = model.config
     if len(set(pair(config.image_size))) > 1 or len(set(pair(config.patch_size))) > 1:
         raise ConversionError(
-            f"transformers' PVT has square images and patches alone, not image_size={config.image_size} and "
+            f"transformers' PVT has only square images and patches, not image_size={config.image_size} and "
             f"patch_size={config.patch_size}"
         )
+    if pair(config.patch_size)[0] != 4:
+        raise ConversionError(f"transformers' PVT has patch_size=4, not {config.patch_size}")
     fields = transformers_pyramid_native(config, "transformers' PVT")
     return PvtConfig(
         **fields,
         patch_sizes=fields["strides"],
         sequence_reduction_ratios=config.sr_ratios,
         num_labels=config.num_labels,  # labels do not tell it their number
-        architectures=["PvtForImageClassification" if has_head(model) else "PvtModel"],
+        architectures=[native_class(model, "Pvt", ("Model", "ForImageClassification"))],
     ).to_diff_dict()
 
 
@@ -345,13 +358,4 @@ LAYOUTS = {
         prefix="pvt.",
         native_config=_transformers_native,
     ),
-}
-
-RELEASES = "https://github.com/whai362/PVT/releases/download/v2"
-README = "classification/README of whai362/PVT@57e2dfa"
-LICENSE = {"license": "apache-2.0", "license_source": "that of the repository; none is stated for the weights"}
-_TOP1 = {"pvt_tiny": 75.1, "pvt_small": 79.8, "pvt_medium": 81.2, "pvt_large": 81.7}
-CHECKPOINTS: dict[str, Published] = {
-    f"{variant}.in1k": Published(f"{RELEASES}/{variant}.pth", top1, README, "ImageNet-1k", **LICENSE)
-    for variant, top1 in _TOP1.items()
 }

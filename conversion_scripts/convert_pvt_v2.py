@@ -6,9 +6,8 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel, PvtV2Config
 
-from ..conversion import (
+from ..conversion.convert import (
     Layout,
-    Published,
     Source,
     count_indices,
     fields_from_kwargs,
@@ -17,17 +16,14 @@ from ..conversion import (
     make_config,
     shape_of,
 )
+from ..conversion.rules import Rule
 from ..errors import ConversionError
 from ..modeling.configuration_pvt_v2 import VitfPvtV2Config
 from ..modeling.configuration_vitf import pair
-from ..rules import Rule
 from .convert_pvt import (
-    LICENSE,
     ORIGINAL_NAMES,
     PYRAMID_FIXED,
     PYRAMID_KWARGS,
-    README,
-    RELEASES,
     TRANSFORMERS_NAMES,
     num_labels,
     pyramid_block_rules,
@@ -36,6 +32,7 @@ from .convert_pvt import (
     transformers_pyramid_fields,
     transformers_pyramid_native,
 )
+from .transformers_names import native_class
 
 SOURCE = Source("whai362/PVT", "57e2dfaa5a46f9050d76f306a4fcd9a7c061f520", "classification/pvt_v2.py", "apache-2.0")
 
@@ -45,7 +42,7 @@ def _reduces(config: VitfPvtV2Config) -> bool:
 
 
 def _embedding_rules(first: str, later: str, conv: str, norm: str) -> list[Rule]:
-    """What makes the tokens of the first stage, and of those after it."""
+    """The prefixes of the layers that make the tokens of the first stage, and of those after it."""
     stem, stage = "embeddings.patch_embeddings.", "stages.{s+1}.patch_embeddings."
     return [
         Rule(f"{first}{conv}.*", stem + "projection.*"),
@@ -124,8 +121,8 @@ def config_from_original(
     kwargs: Mapping[str, Any], state_dict: Mapping[str, Tensor], **overrides: Any
 ) -> VitfPvtV2Config:
     """
-    The configuration of a PVT v2 checkpoint. Numbers of heads come from `kwargs`, or from the published variant with the
-    same shapes.
+    The configuration of a PVT v2 checkpoint. Numbers of heads come from `kwargs`, or from the published variant with
+    the same shapes.
 
     Args:
         kwargs: Keyword arguments of `PyramidVisionTransformerV2`; may be empty.
@@ -164,8 +161,7 @@ def timm_config(kwargs: Mapping[str, Any], state_dict: Mapping[str, Tensor], **o
         ),
         **num_labels("head", state_dict),
     }
-    names = {**PYRAMID_KWARGS, "drop_rate": ignored, "proj_drop_rate": "hidden_dropout_prob"}
-    names["linear"] = "linear_attention"
+    names = {**PYRAMID_KWARGS, "linear": "linear_attention"}
     given = fields_from_kwargs(kwargs, names, {"global_pool": ("avg",)})
     ask_for = {"num_heads": "stages.0.blocks.0.attn.q.weight"}
     return make_config(VitfPvtV2Config, known, given, ask_for=ask_for, **overrides)
@@ -189,6 +185,13 @@ def transformers_config(
     }
     if "image_size" in kwargs:
         known["image_size"] = kwargs["image_size"]
+    # Padding is half the kernel in both; here the kernel of the first stage follows from its stride, and later ones are
+    # 3.
+    first = pair(known["patch_size"])[0]
+    told = {"patch_sizes": [2 * first - 1, *(3 for _ in stages[1:])], "strides": [first, *(2 for _ in stages[1:])]}
+    for name, values in told.items():
+        if name in kwargs and list(kwargs[name]) != values:
+            raise ConversionError(f"config.json: {name}={kwargs[name]} is not supported, only {values}", name)
     ask_for = {"num_heads": "encoder.layers.0.blocks.0.attention.query.weight"}
     return make_config(VitfPvtV2Config, known, ask_for=ask_for, **overrides)
 
@@ -196,13 +199,13 @@ def transformers_config(
 def _transformers_native(model: PreTrainedModel) -> dict[str, Any]:
     config = model.config
     if len(set(pair(config.patch_size))) > 1:
-        raise ConversionError(f"transformers' PVT v2 has square patches alone, not patch_size={config.patch_size}")
+        raise ConversionError(f"transformers' PVT v2 has only square patches, not patch_size={config.patch_size}")
     return PvtV2Config(
         **transformers_pyramid_native(config, "transformers' PVT v2"),
         patch_sizes=[2 * pair(config.patch_size)[0] - 1, *(3 for _ in config.depths[1:])],
         sr_ratios=config.sr_ratios,
         linear_attention=config.linear_attention,
-        architectures=["PvtV2ForImageClassification" if has_head(model) else "PvtV2Model"],
+        architectures=[native_class(model, "PvtV2", ("Model", "ForImageClassification"))],
     ).to_diff_dict()
 
 
@@ -249,18 +252,4 @@ LAYOUTS = {
         prefix="pvt_v2.",
         native_config=_transformers_native,
     ),
-}
-
-_TOP1 = {
-    "pvt_v2_b0": 70.5,
-    "pvt_v2_b1": 78.7,
-    "pvt_v2_b2": 82.0,
-    "pvt_v2_b2_li": 82.1,
-    "pvt_v2_b3": 83.1,
-    "pvt_v2_b4": 83.6,
-    "pvt_v2_b5": 83.8,
-}
-CHECKPOINTS: dict[str, Published] = {
-    f"{variant}.in1k": Published(f"{RELEASES}/{variant}.pth", top1, README, "ImageNet-1k", **LICENSE)
-    for variant, top1 in _TOP1.items()
 }

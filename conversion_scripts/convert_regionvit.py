@@ -6,9 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..conversion import (
+from ..conversion.convert import (
     Layout,
-    Published,
     Source,
     common_size,
     count_indices,
@@ -19,9 +18,9 @@ from ..conversion import (
     one_or_two,
     shape_of,
 )
+from ..conversion.rules import Reshape, Rule, Unify
 from ..errors import ConversionError
 from ..modeling.configuration_regionvit import VitfRegionvitConfig
-from ..rules import Reshape, Rule, Unify
 
 SOURCE = Source("IBM/RegionViT", "77000c2fcfbe9a5735d7a27a8a7821f69c0440ec", "regionvit/regionvit.py", "apache-2.0")
 
@@ -156,25 +155,4 @@ LAYOUTS = {
         suffix=".pth",
         wrapper="model",
     ),
-}
-
-_RELEASE = "https://github.com/IBM/RegionViT/releases/download/weights-v0.1"
-# Variant, file, top-1. The README links the file of S in the row of M: that name is by analogy.
-_FILES = (
-    ("regionvit_tiny_224", "RegionViT-Ti", 80.4),
-    ("regionvit_small_224", "RegionViT-S", 82.6),
-    ("regionvit_medium_224", "RegionViT-M", 83.1),
-    ("regionvit_base_224", "RegionViT-B", 83.2),
-)
-CHECKPOINTS: dict[str, Published] = {
-    f"{name}.in1k": Published(
-        f"{_RELEASE}/{file}.pth",
-        top1,
-        "README of IBM/RegionViT",
-        "ImageNet-1k",
-        license="apache-2.0",
-        license_source="that of the repository; none is stated for the weights",
-        wrapper="model",
-    )
-    for name, file, top1 in _FILES
 }

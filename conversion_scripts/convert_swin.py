@@ -6,9 +6,8 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel, SwinConfig
 
-from ..conversion import (
+from ..conversion.convert import (
     Layout,
-    Published,
     Source,
     common_size,
     count_indices,
@@ -20,12 +19,12 @@ from ..conversion import (
     one_or_two,
     shape_of,
 )
+from ..conversion.rules import Concatenate, Derived, Rule
 from ..errors import ConversionError
-from ..modeling.configuration_swin import VitfSwinConfig
+from ..modeling.configuration_swin import VitfSwinConfig, stage_windows
 from ..modeling.configuration_vitf import VitfPyramidConfig, pair
 from ..modeling.windows import relative_position_index, shift_mask
-from ..rules import Concatenate, Derived, Rule
-from .transformers_names import transformers_labels
+from .transformers_names import MASK_TOKEN, MASKED_RULES, head_of, native_class, transformers_labels
 
 COMMIT = "f82860bfb5225915aca09c3227159ee9e1df874d"
 SOURCE = Source("microsoft/Swin-Transformer", COMMIT, "models/swin_transformer.py", "mit")
@@ -39,19 +38,20 @@ BLOCK, LAYER = "layers.{s}.blocks.{i}.", "stages.{s}.layers.{i}."
 def configured_windows(config: VitfPyramidConfig) -> list[int]:
     """Side of the windows of each stage, in tokens, at the configured image size."""
     grids = config.feature_map_sizes(*pair(config.image_size))[1:]
-    return [min(config.window_size, *grid) for grid in grids]
+    return [min(window, *grid) for window, grid in zip(stage_windows(config), grids, strict=True)]
 
 
 def configured_mask(config: VitfPyramidConfig, stage: int, layer: int) -> Tensor | None:
     """The mask that the original keeps for a layer: (windows, tokens, tokens), `None` where it does not shift."""
     grid = config.feature_map_sizes(*pair(config.image_size))[1:][stage]
-    if layer % 2 == 0 or min(grid) <= config.window_size:
+    window = stage_windows(config)[stage]
+    if layer % 2 == 0 or min(grid) <= window:
         return None
-    return shift_mask(grid, config.window_size, config.window_size // 2)
+    return shift_mask(grid, window, window // 2)
 
 
 def buffer_rules(config: VitfPyramidConfig) -> list[Rule]:
-    """What the original's files hold besides the weights of Swin and Swin V2."""
+    """The rules for what the original's files hold besides the weights of Swin and Swin V2."""
     windows = configured_windows(config)
     like = LAYER + "attention.proj.weight"
     return [
@@ -128,7 +128,7 @@ KWARGS = {
     "use_checkpoint": ignored,
     "fused_window_process": ignored,
 }
-FIXED = {"global_pool": ("avg",), "proj_drop_rate": (0.0,), "always_partition": (False,)}
+FIXED = {"global_pool": ("avg",), "always_partition": (False,)}
 _BIAS_TABLE = "layers.{s}.blocks.{i}.attn.relative_position_bias_table"
 
 
@@ -178,12 +178,13 @@ def common_shapes(state_dict: Mapping[str, Tensor], names: Mapping[str, Mapping[
 
 
 def original_shapes(state_dict: Mapping[str, Tensor], names: Mapping[str, Mapping[str, int]] = NAMES) -> dict[str, Any]:
-    """The fields of Swin alone that shapes tell; `names` as `NAMES`."""
+    """The fields that only Swin has and that shapes tell; `names` as `NAMES`."""
     known = common_shapes(state_dict, names)
     tables = [shape_of(_BIAS_TABLE.format(s=s, i=0), state_dict, 2) for s in range(len(known["depths"]))]
     known["num_heads"] = [heads for _, heads in tables]
-    # A stage with a smaller map has a smaller window.
-    known["window_size"] = max((sides(rows) + 1) // 2 for rows, _ in tables)
+    windows = [(sides(rows) + 1) // 2 for rows, _ in tables]
+    # A stage with a smaller map has a smaller window; a larger one than before is a stage's own (swin_s3 of timm).
+    known["window_size"] = windows[0] if windows == sorted(windows, reverse=True) else windows
     known["qkv_bias"] = "layers.0.blocks.0.attn.qkv.bias" in state_dict
     return known
 
@@ -196,8 +197,8 @@ def config_from_original(
     kwargs: Mapping[str, Any], state_dict: Mapping[str, Tensor], **overrides: Any
 ) -> VitfSwinConfig:
     """
-    The configuration of a Swin checkpoint. Shapes tell all but an image that is not square, or whose size leaves no trace
-    (timm's files hold no masks).
+    The configuration of a Swin checkpoint. Shapes tell all but an image that is not square, or whose size leaves no
+    trace (timm's files hold no masks).
 
     Args:
         kwargs: Keyword arguments of `SwinTransformer` in swin_transformer.py, or of timm's; may be empty.
@@ -229,7 +230,7 @@ ENCODER_BLOCK = "encoder.layers.{s}.blocks.{i}."
 
 
 def transformers_common_rules(names: Mapping[str, Any]) -> list[Rule]:
-    """What transformers' Swin and Swin V2 name alike; `names` has the keys of `_VERSION_4`."""
+    """The rules for tensors that transformers' Swin and Swin V2 name alike; `names` has the keys of `_VERSION_4`."""
     merging = "encoder.layers.{s}.downsample."
     return [
         Rule("embeddings.patch_embeddings.projection.*", "embeddings.patch_embeddings.projection.*"),
@@ -241,6 +242,7 @@ def transformers_common_rules(names: Mapping[str, Any]) -> list[Rule]:
         Rule(ENCODER_BLOCK + names["fc2"] + "*", LAYER + "mlp.fc2.*"),
         Rule("layernorm.*", "layernorm.*"),
         Rule("classifier.*", "classifier.*"),
+        *MASKED_RULES,
     ]
 
 
@@ -291,8 +293,8 @@ def transformers_fields(
     for name in names:
         if name not in metadata:
             raise ConversionError(
-                f"{name} is not told by the weights; keep transformers' config.json next to them, or give its fields as "
-                f"original_kwargs",
+                f"{name} is not told by the weights; keep transformers' config.json next to them, or give its fields "
+                f"as original_kwargs",
                 name,
             )
     fields = {name: metadata[name] for name in names}
@@ -347,29 +349,41 @@ def _timm_native(model: PreTrainedModel) -> dict[str, Any]:
     return {"architecture": "swin_tiny_patch4_window7_224", "model_args": timm_arguments(model)}
 
 
-def transformers_arguments(model: PreTrainedModel) -> dict[str, Any]:
-    """The fields of transformers' SwinConfig and Swinv2Config that are ours."""
+def transformers_arguments(model: PreTrainedModel, family: str) -> dict[str, Any]:
+    """
+    The fields of transformers' SwinConfig and Swinv2Config that are ours; `family` is what names of classes begin with.
+    """
     config = model.config
     check_doubling(config, "transformers")
+    if head_of(model) == "ForMaskedImageModeling":
+        for name in ("image_size", "patch_size"):
+            if len({*pair(getattr(config, name))}) > 1:
+                raise ConversionError(
+                    f"transformers' {family}ForMaskedImageModeling takes square images and patches only, not "
+                    f"{name}={getattr(config, name)}"
+                )
     return {
         **{name: getattr(config, name) for name in TRANSFORMERS_FIELDS},
+        "mlp_ratio": float(config.mlp_ratio),  # its configurations take no whole number
         "image_size": one_or_two(config.image_size),
         "patch_size": one_or_two(config.patch_size),
         "embed_dim": config.hidden_sizes[0],
         "use_absolute_embeddings": config.use_absolute_embeddings,
+        "encoder_stride": config.stage_strides[-1][0],
         "id2label": config.id2label,
         "label2id": config.label2id,
+        "architectures": [native_class(model, family)],
     }
 
 
 def _transformers_native(model: PreTrainedModel) -> dict[str, Any]:
     config = model.config
-    if set(windows := configured_windows(config)) != {config.window_size}:
+    windows = configured_windows(config)
+    if windows != [config.window_size] * len(windows):
         raise ConversionError(
             f"transformers' Swin has tables of window_size={config.window_size} only, not of {windows}"
         )
-    name = "SwinForImageClassification" if has_head(model) else "SwinModel"
-    return SwinConfig(**transformers_arguments(model), architectures=[name]).to_diff_dict()
+    return SwinConfig(**transformers_arguments(model, "Swin")).to_diff_dict()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -403,54 +417,13 @@ LAYOUTS = {
             config=transformers_config,
             requires=("embeddings.patch_embeddings.projection.weight", ENCODER_BLOCK + names["bias"]),
             prefix="swin.",
+            head_keys_in_base=(MASK_TOKEN,),
             # Its norms of patches and merging have this epsilon whatever its configuration says.
             holds={"patch_norm": (True,), "qk_scale": (None,), "layer_norm_eps": (1e-5,)},
-            native_config=_transformers_native if names is _VERSION_4 else None,
+            native_config=_transformers_native,
         )
         for name, names in {"transformers": _VERSION_4, "transformers_5": _VERSION_5}.items()
     },
 }
 
 MODELHUB = "MODELHUB.md of microsoft/Swin-Transformer"
-LICENSE = {"license": "mit", "license_source": "that of the repository; none is stated for the weights"}
-RELEASES = "https://github.com/SwinTransformer/storage/releases/download"
-_BOTH = "ImageNet-22k, fine-tuned on ImageNet-1k"
-# Key, release and file, top-1, data.
-_FILES = (
-    ("swin_tiny_patch4_window7_224.ms_in1k", "v1.0.0/swin_tiny_patch4_window7_224", 81.2, "ImageNet-1k"),
-    ("swin_small_patch4_window7_224.ms_in1k", "v1.0.0/swin_small_patch4_window7_224", 83.2, "ImageNet-1k"),
-    ("swin_base_patch4_window7_224.ms_in1k", "v1.0.0/swin_base_patch4_window7_224", 83.5, "ImageNet-1k"),
-    ("swin_base_patch4_window12_384.ms_in1k", "v1.0.0/swin_base_patch4_window12_384", 84.5, "ImageNet-1k"),
-    (
-        "swin_tiny_patch4_window7_224.ms_in22k_ft_in1k",
-        "v1.0.8/swin_tiny_patch4_window7_224_22kto1k_finetune",
-        80.9,
-        _BOTH,
-    ),
-    (
-        "swin_small_patch4_window7_224.ms_in22k_ft_in1k",
-        "v1.0.8/swin_small_patch4_window7_224_22kto1k_finetune",
-        83.2,
-        _BOTH,
-    ),
-    ("swin_base_patch4_window7_224.ms_in22k_ft_in1k", "v1.0.0/swin_base_patch4_window7_224_22kto1k", 85.2, _BOTH),
-    ("swin_base_patch4_window12_384.ms_in22k_ft_in1k", "v1.0.0/swin_base_patch4_window12_384_22kto1k", 86.4, _BOTH),
-    ("swin_large_patch4_window7_224.ms_in22k_ft_in1k", "v1.0.0/swin_large_patch4_window7_224_22kto1k", 86.3, _BOTH),
-    ("swin_large_patch4_window12_384.ms_in22k_ft_in1k", "v1.0.0/swin_large_patch4_window12_384_22kto1k", 87.3, _BOTH),
-    ("swin_tiny_c24_patch4_window8_256.ms_in1k", "v1.0.5/swin_tiny_c24_patch4_window8_256", 81.6, "ImageNet-1k"),
-    ("swin_tiny_patch4_window7_224_22k.ms_in22k", "v1.0.8/swin_tiny_patch4_window7_224_22k", None, "ImageNet-22k"),
-    ("swin_small_patch4_window7_224_22k.ms_in22k", "v1.0.8/swin_small_patch4_window7_224_22k", None, "ImageNet-22k"),
-    ("swin_base_patch4_window7_224_22k.ms_in22k", "v1.0.0/swin_base_patch4_window7_224_22k", None, "ImageNet-22k"),
-    ("swin_base_patch4_window12_384_22k.ms_in22k", "v1.0.0/swin_base_patch4_window12_384_22k", None, "ImageNet-22k"),
-    ("swin_large_patch4_window7_224_22k.ms_in22k", "v1.0.0/swin_large_patch4_window7_224_22k", None, "ImageNet-22k"),
-    ("swin_large_patch4_window12_384_22k.ms_in22k", "v1.0.0/swin_large_patch4_window12_384_22k", None, "ImageNet-22k"),
-)
-
-
-def published(release: str, top1: float | None, training: str) -> Published:
-    """A row of `CHECKPOINTS`; the files keep their state dict under "model"."""
-    source = MODELHUB if top1 is not None else ""
-    return Published(f"{RELEASES}/{release}.pth", top1, source, training, **LICENSE, wrapper="model")
-
-
-CHECKPOINTS: dict[str, Published] = {key: published(*row) for key, *row in _FILES}

@@ -6,10 +6,10 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel, Swinv2Config
 
-from ..conversion import Layout, Published, Source, fields_from_kwargs, has_head, make_config, shape_of
+from ..conversion.convert import Layout, Source, fields_from_kwargs, make_config, shape_of
+from ..conversion.rules import Concatenate, Derived, Rule
 from ..modeling.configuration_swinv2 import VitfSwinv2Config
 from ..modeling.modeling_swinv2 import log_distances
-from ..rules import Concatenate, Derived, Rule
 from .convert_swin import (
     BLOCK,
     COMMIT,
@@ -22,13 +22,13 @@ from .convert_swin import (
     common_rules,
     common_shapes,
     configured_windows,
-    published,
     sides,
     timm_arguments,
     transformers_arguments,
     transformers_common_rules,
     transformers_fields,
 )
+from .transformers_names import MASK_TOKEN
 
 SOURCE = Source("microsoft/Swin-Transformer", COMMIT, "models/swin_transformer_v2.py", "mit")
 
@@ -71,7 +71,9 @@ def timm_rules(config: VitfSwinv2Config) -> list[Rule]:
 
 
 def _pretrained_window(largest: float, window: int) -> int:
-    """The window for which distances were scaled, from the largest entry of the table; 0 for that of the table itself."""
+    """
+    The window for which distances were scaled, from the largest entry of the table; 0 for that of the table itself.
+    """
     scaled = 2 ** (3 * largest) - 1  # 8 * (window - 1) / (pretrained - 1)
     pretrained = round(8 * (window - 1) / scaled) + 1 if scaled else window
     return 0 if pretrained == window else pretrained
@@ -107,7 +109,7 @@ def config_from_original(
 ) -> VitfSwinv2Config:
     """
     The configuration of a Swin V2 checkpoint. Its tables tell the windows; timm's files hold none, and these fields are
-    asked for unless one published variant alone has the same shapes.
+    asked for unless only one published variant has the same shapes.
 
     Args:
         kwargs: Keyword arguments of `SwinTransformerV2` in swin_transformer_v2.py, or of timm's; may be empty.
@@ -159,9 +161,8 @@ def _timm_native(model: PreTrainedModel) -> dict[str, Any]:
 
 def _transformers_native(model: PreTrainedModel) -> dict[str, Any]:
     return Swinv2Config(
-        **transformers_arguments(model),
+        **transformers_arguments(model, "Swinv2"),
         pretrained_window_sizes=model.config.pretrained_window_sizes,
-        architectures=["Swinv2ForImageClassification" if has_head(model) else "Swinv2Model"],
     ).to_diff_dict()
 
 
@@ -195,45 +196,10 @@ LAYOUTS = {
             ENCODER_BLOCK + "attention.self.continuous_position_bias_mlp.0.weight",
         ),
         prefix="swinv2.",
+        head_keys_in_base=(MASK_TOKEN,),
         holds=_HOLDS,
         native_config=_transformers_native,
     ),
 }
 
 _ONE, _BOTH, _22K = "ImageNet-1k", "ImageNet-22k, fine-tuned on ImageNet-1k", "ImageNet-22k"
-# Key, release and file, top-1, data.
-_FILES = (
-    ("swinv2_tiny_patch4_window8_256.ms_in1k", "v2.0.0/swinv2_tiny_patch4_window8_256", 81.8, _ONE),
-    ("swinv2_small_patch4_window8_256.ms_in1k", "v2.0.0/swinv2_small_patch4_window8_256", 83.7, _ONE),
-    ("swinv2_base_patch4_window8_256.ms_in1k", "v2.0.0/swinv2_base_patch4_window8_256", 84.2, _ONE),
-    ("swinv2_tiny_patch4_window16_256.ms_in1k", "v2.0.0/swinv2_tiny_patch4_window16_256", 82.8, _ONE),
-    ("swinv2_small_patch4_window16_256.ms_in1k", "v2.0.0/swinv2_small_patch4_window16_256", 84.1, _ONE),
-    ("swinv2_base_patch4_window16_256.ms_in1k", "v2.0.0/swinv2_base_patch4_window16_256", 84.6, _ONE),
-    ("swinv2_base_patch4_window12_192_22k.ms_in22k", "v2.0.0/swinv2_base_patch4_window12_192_22k", None, _22K),
-    ("swinv2_large_patch4_window12_192_22k.ms_in22k", "v2.0.0/swinv2_large_patch4_window12_192_22k", None, _22K),
-    (
-        "swinv2_base_patch4_window12to16_192to256.ms_in22k_ft_in1k",
-        "v2.0.0/swinv2_base_patch4_window12to16_192to256_22kto1k_ft",
-        86.2,
-        _BOTH,
-    ),
-    (
-        "swinv2_base_patch4_window12to24_192to384.ms_in22k_ft_in1k",
-        "v2.0.0/swinv2_base_patch4_window12to24_192to384_22kto1k_ft",
-        87.1,
-        _BOTH,
-    ),
-    (
-        "swinv2_large_patch4_window12to16_192to256.ms_in22k_ft_in1k",
-        "v2.0.0/swinv2_large_patch4_window12to16_192to256_22kto1k_ft",
-        86.9,
-        _BOTH,
-    ),
-    (
-        "swinv2_large_patch4_window12to24_192to384.ms_in22k_ft_in1k",
-        "v2.0.0/swinv2_large_patch4_window12to24_192to384_22kto1k_ft",
-        87.6,
-        _BOTH,
-    ),
-)
-CHECKPOINTS: dict[str, Published] = {key: published(*row) for key, *row in _FILES}

@@ -5,9 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..conversion import (
+from ..conversion.convert import (
     Layout,
-    Published,
     Source,
     count_indices,
     fields_from_kwargs,
@@ -15,8 +14,8 @@ from ..conversion import (
     shape_of,
     square_image,
 )
+from ..conversion.rules import Rule
 from ..modeling.configuration_t2t_vit import VitfT2tVitConfig
-from ..rules import Rule
 from .timm_names import timm_rules
 
 SOURCE = Source(
@@ -77,8 +76,8 @@ def config_from_original(
     kwargs: Mapping[str, Any], state_dict: Mapping[str, Tensor], **overrides: Any
 ) -> VitfT2tVitConfig:
     """
-    The configuration of a T2T-ViT checkpoint. The number of heads comes from `kwargs`, or from the published variant with the
-    same shapes.
+    The configuration of a T2T-ViT checkpoint. The number of heads comes from `kwargs`, or from the published variant
+    with the same shapes.
 
     Args:
         kwargs: Keyword arguments of `T2T_ViT`; may be empty.
@@ -115,32 +114,4 @@ LAYOUTS = {
         suffix=".pth",
         wrapper="state_dict_ema",
     ),
-}
-
-_README = "README of yitu-opensource/T2T-ViT@0f63dc9"
-# Variant, file and ImageNet-1k top-1. The README's file of T2T-ViT-24 trained with token labelling is not here: it comes from
-# another code base, with a second head.
-_FILES = (
-    ("t2t_vit_7", "71.7_T2T_ViT_7", 71.7),
-    ("t2t_vit_10", "75.2_T2T_ViT_10", 75.2),
-    ("t2t_vit_12", "76.5_T2T_ViT_12", 76.5),
-    ("t2t_vit_14", "81.5_T2T_ViT_14", 81.5),
-    ("t2t_vit_14_384", "83.3_T2T_ViT_14", 83.3),
-    ("t2t_vit_19", "81.9_T2T_ViT_19", 81.9),
-    ("t2t_vit_24", "82.3_T2T_ViT_24", 82.3),
-    ("t2t_vit_t_14", "81.7_T2T_ViTt_14", 81.7),
-    ("t2t_vit_t_19", "82.4_T2T_ViTt_19", 82.4),
-    ("t2t_vit_t_24", "82.6_T2T_ViTt_24", 82.6),
-)
-CHECKPOINTS: dict[str, Published] = {
-    f"{variant}.in1k": Published(
-        f"https://github.com/yitu-opensource/T2T-ViT/releases/download/main/{file}.pth.tar",
-        top1,
-        _README,
-        "ImageNet-1k",
-        license="bsd-3-clause-clear",
-        license_source="that of the repository; none is stated for the weights",
-        wrapper="state_dict_ema",
-    )
-    for variant, file, top1 in _FILES
 }

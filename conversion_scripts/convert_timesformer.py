@@ -6,11 +6,11 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel, TimesformerConfig
 
-from ..conversion import Layout, Published, Source, fields_from_kwargs, has_head, ignored, make_config, shape_of
+from ..conversion.convert import Layout, Source, fields_from_kwargs, has_head, ignored, make_config, shape_of
+from ..conversion.rules import Rule
 from ..errors import ConversionError
 from ..modeling.configuration_timesformer import VitfTimesformerConfig
 from ..modeling.configuration_vitf import pair
-from ..rules import Rule
 from .timm_names import TIMM_FIXED, TIMM_KWARGS, TIMM_OPEN, timm_rules, timm_shapes
 from .transformers_names import transformers_fields, transformers_native_fields
 
@@ -42,7 +42,7 @@ def rules(config: VitfTimesformerConfig) -> list[Rule]:
 
 
 def _attention(state_dict: Mapping[str, Tensor], time_table: str, temporal_norm: str) -> dict[str, Any]:
-    """What kind of attention the keys tell, and how many frames the table of `time_table` has."""
+    """Reads the kind of attention from the keys, and the number of frames from the table `time_table`."""
     if time_table not in state_dict:
         return {"attention_type": "space_only"}
     divided = temporal_norm in state_dict
@@ -65,8 +65,8 @@ def config_from_original(
     kwargs: Mapping[str, Any], state_dict: Mapping[str, Tensor], **overrides: Any
 ) -> VitfTimesformerConfig:
     """
-    The configuration of a TimeSformer checkpoint. The number of heads comes from `kwargs`, or from the published variants with
-    the same shapes.
+    The configuration of a TimeSformer checkpoint. The number of heads comes from `kwargs`, or from the published
+    variants with the same shapes.
 
     Args:
         kwargs: Keyword arguments of `VisionTransformer` of timesformer/models/vit.py; may be empty.
@@ -85,7 +85,6 @@ def _transformers_rules(config: VitfTimesformerConfig) -> list[Rule]:
     table = [
         Rule("embeddings.cls_token", "embeddings.cls_token"),
         Rule("embeddings.position_embeddings", "embeddings.position_embeddings.weight"),
-        Rule("embeddings.time_embeddings", "embeddings.time_embeddings.weight"),
         Rule("embeddings.patch_embeddings.projection.*", "embeddings.patch_embeddings.projection.*"),
         Rule(source + "layernorm_before.*", target + "layernorm_before.*"),
         Rule(source + "attention.attention.qkv.*", target + "attention.qkv.*"),
@@ -96,6 +95,8 @@ def _transformers_rules(config: VitfTimesformerConfig) -> list[Rule]:
         Rule("layernorm.*", "layernorm.*"),
         Rule("classifier.*", "classifier.*"),
     ]
+    if config.attention_type != "space_only":
+        table.append(Rule("embeddings.time_embeddings", "embeddings.time_embeddings.weight"))
     if config.attention_type == "divided_space_time":
         table += [
             Rule(source + "temporal_layernorm.*", target + "temporal_layernorm.*"),
@@ -122,6 +123,8 @@ def _transformers_native(model: PreTrainedModel) -> dict[str, Any]:
     config = model.config
     if len({*pair(config.image_size)}) > 1 or len({*pair(config.patch_size)}) > 1:
         raise ConversionError("transformers' TimeSformer takes square images and patches only")
+    if config.attention_type == "space_only":
+        raise ConversionError("transformers' space-only TimeSformer gives logits for each frame, not for the clip")
     # Its drop_path_rate is a whole number: it stays 0.
     return TimesformerConfig(
         **transformers_native_fields(config),
@@ -131,55 +134,51 @@ def _transformers_native(model: PreTrainedModel) -> dict[str, Any]:
     ).to_diff_dict()
 
 
+_ORIGINAL = {
+    "rules": rules,
+    "config": config_from_original,
+    "suffix": ".pyth",
+    "wrapper": "model_state",
+}
+_NATIVE = {
+    "rules": _transformers_rules,
+    "config": transformers_config,
+    "prefix": "timesformer.",
+    "native_config": _transformers_native,
+}
+_NATIVE_REQUIRED = (
+    "embeddings.patch_embeddings.projection.weight",
+    "encoder.layer.{i}.attention.attention.qkv.weight",
+)
+_REQUIRED = ("model.patch_embed.proj.weight", "model.blocks.{i}.attn.qkv.weight", "model.pos_embed")
+# Other video models are stored the same way.
+_OTHERS = ("model.temporal_encoder.*", "model.blocks.{i}.attn.pool_q.weight")
+
 LAYOUTS = {
     "original": Layout(
-        rules=rules,
-        config=config_from_original,
-        requires=("model.patch_embed.proj.weight", "model.blocks.{i}.attn.qkv.weight", "model.pos_embed"),
-        # Other video models are stored the same way.
-        forbids=("model.temporal_encoder.*", "model.blocks.{i}.attn.pool_q.weight"),
-        suffix=".pyth",
-        wrapper="model_state",
+        requires=(*_REQUIRED, "model.time_embed"),
+        forbids=_OTHERS,
+        holds={"attention_type": ("divided_space_time", "joint_space_time")},
+        **_ORIGINAL,
+    ),
+    "original_space_only": Layout(
+        requires=_REQUIRED,
+        forbids=(*_OTHERS, "model.time_embed"),
+        holds={"attention_type": ("space_only",)},
+        shares_keys=True,
+        **_ORIGINAL,
     ),
     "transformers": Layout(
-        rules=_transformers_rules,
-        config=transformers_config,
-        requires=(
-            "embeddings.patch_embeddings.projection.weight",
-            "embeddings.time_embeddings",
-            "encoder.layer.{i}.attention.attention.qkv.weight",
-        ),
-        prefix="timesformer.",
-        # Its space-only model gives logits for each frame, not for the clip.
+        requires=(*_NATIVE_REQUIRED, "embeddings.time_embeddings"),
         holds={"attention_type": ("divided_space_time", "joint_space_time")},
-        native_config=_transformers_native,
+        **_NATIVE,
     ),
-}
-
-_HOST = "https://www.dropbox.com/s"
-# Variant, file, top-1 of the README, data. The repository's licence is that of the weights; no other is stated.
-_FILES = (
-    ("timesformer_base_k400", "g5t24we9gl5yk88/TimeSformer_divST_8x32_224_K400", 77.9, "Kinetics-400"),
-    ("timesformer_hr_k400", "6f0x172lpqy3oxt/TimeSformer_divST_16x16_448_K400", 79.6, "Kinetics-400"),
-    ("timesformer_large_k400", "r1iuxahif3sgimo/TimeSformer_divST_96x4_224_K400", 80.6, "Kinetics-400"),
-    ("timesformer_base_k600", "4h2qt41m2z3aqrb/TimeSformer_divST_8x32_224_K600", 79.1, "Kinetics-600"),
-    ("timesformer_hr_k600", "ft1e92g2vhvxecv/TimeSformer_divST_16x16_448_K600", 81.8, "Kinetics-600"),
-    ("timesformer_large_k600", "857rx6xeclxfhdg/TimeSformer_divST_96x4_224_K600", 82.2, "Kinetics-600"),
-    ("timesformer_base_ssv2", "tybhuml57y24wpm/TimeSformer_divST_8_224_SSv2", 59.1, "Something-Something v2"),
-    ("timesformer_hr_ssv2", "9t68uzk8w2fpfnv/TimeSformer_divST_16_448_SSv2", 61.8, "Something-Something v2"),
-    ("timesformer_large_ssv2", "3f1rm2al8mhprwa/TimeSformer_divST_64_224_SSv2", 62.0, "Something-Something v2"),
-    ("timesformer_8_howto100m", "9v8hcm88b9tc6ff/TimeSformer_divST_8x32_224_HowTo100M", 56.8, "HowTo100M"),
-    ("timesformer_32_howto100m", "4roflx4q1gscu85/TimeSformer_divST_32x32_224_HowTo100M", 61.2, "HowTo100M"),
-    ("timesformer_64_howto100m", "15bvqltl1j5vyp3/TimeSformer_divST_64x32_224_HowTo100M", 62.2, "HowTo100M"),
-    ("timesformer_96_howto100m", "t2mzgahnfhgakma/TimeSformer_divST_96x32_224_HowTo100M", 62.6, "HowTo100M"),
-)
-CHECKPOINTS: dict[str, Published] = {
-    f"{variant}.fb": Published(
-        f"{_HOST}/{file}.pyth",
-        training=f"ImageNet-21k, then {data} ({top1}% top-1 there, README of facebookresearch/TimeSformer@a5ef29a)",
-        license="cc-by-nc-4.0",
-        license_source="that of the repository; none is stated for the weights",
-        wrapper="model_state",
-    )
-    for variant, file, top1, data in _FILES
+    "transformers_space_only": Layout(
+        requires=_NATIVE_REQUIRED,
+        forbids=("embeddings.time_embeddings",),
+        holds={"attention_type": ("space_only",)},
+        note="transformers' space-only TimeSformer gives logits for each frame; this model gives those of the clip, "
+        "for which it averages frames before the last norm, as facebookresearch/TimeSformer does",
+        **_NATIVE,
+    ),
 }

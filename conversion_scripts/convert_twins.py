@@ -6,9 +6,8 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..conversion import (
+from ..conversion.convert import (
     Layout,
-    Published,
     Source,
     count_indices,
     fields_from_kwargs,
@@ -18,10 +17,10 @@ from ..conversion import (
     one_or_two,
     shape_of,
 )
+from ..conversion.rules import Rule, find_indices
 from ..errors import ConversionError
 from ..modeling.configuration_twins import VitfTwinsConfig
 from ..modeling.configuration_vitf import pair
-from ..rules import Rule, find_indices
 from .convert_pvt import PYRAMID_FIXED, PYRAMID_KWARGS, num_labels, pyramid_block_rules, pyramid_shapes
 
 SOURCE = Source("Meituan-AutoML/Twins", "c1ff6714969ad8ef330e75cf97bd310f7488f529", "gvt.py", "apache-2.0")
@@ -70,9 +69,6 @@ _KWARGS = {
     **PYRAMID_KWARGS,
     "wss": _window_sizes,
     "block_cls": ignored,  # the weights tell it
-    # timm's names of dropout; its drop_rate is that of the head.
-    "pos_drop_rate": ignored,
-    "proj_drop_rate": "hidden_dropout_prob",
 }
 
 
@@ -80,8 +76,8 @@ def config_from_original(
     kwargs: Mapping[str, Any], state_dict: Mapping[str, Tensor], **overrides: Any
 ) -> VitfTwinsConfig:
     """
-    The configuration of a Twins checkpoint. Numbers of heads and sizes of windows come from `kwargs`, or from the published
-    variant with the same shapes.
+    The configuration of a Twins checkpoint. Numbers of heads and sizes of windows come from `kwargs`, or from the
+    published variant with the same shapes.
 
     Args:
         kwargs: Keyword arguments of `ALTGVT` or `CPVTV2`, or of timm's `Twins`; may be empty.
@@ -142,22 +138,4 @@ _REQUIRES = ("patch_embeds.{s}.proj.weight", "pos_block.{s}.proj.0.weight", _BLO
 LAYOUTS = {
     "original": Layout(rules=rules, config=config_from_original, requires=_REQUIRES, suffix=".pth"),
     "timm": Layout(rules=rules, config=config_from_original, requires=_REQUIRES, native_config=_timm_native),
-}
-
-_README = "README of Meituan-AutoML/Twins"
-_LICENSE = {"license": "apache-2.0", "license_source": "that of the repository; none is stated for the weights"}
-_DRIVE = "https://drive.google.com/uc?export=download"
-# Variant, file, its name at Google Drive, top-1.
-_FILES = (
-    ("twins_pcpvt_small", "pcpvt_small", "1TWIx_8M-4y6UOKtbCgm1v-UVQ-_lYe6X", 81.2),
-    ("twins_pcpvt_base", "pcpvt_base", "1BsD3ZRivvPsHoZB1AX-tbirFLtCln8ky", 82.7),
-    ("twins_pcpvt_large", "pcpvt_large", "17xZXOWEcSGs0quBmMEkBYCxjPRYH-L45", 83.1),
-    ("twins_svt_small", "alt_gvt_small", "131SVOphM_-SaBytf4kWjo3ony5hpOt4S", 81.7),
-    ("twins_svt_base", "alt_gvt_base", "1s83To8xgDWY6Ad8VBP3Nx9gqY709rrGu", 83.2),
-    ("twins_svt_large", "alt_gvt_large", "1um39wxIaicmOquP2fr_SiZdxNCUou8w-", 83.7),
-)
-CHECKPOINTS: dict[str, Published] = {
-    # The fragment is no part of the request: it tells the name under which the file arrives.
-    f"{variant}.in1k": Published(f"{_DRIVE}&id={drive}#/{file}.pth", top1, _README, "ImageNet-1k", **_LICENSE)
-    for variant, file, drive, top1 in _FILES
 }

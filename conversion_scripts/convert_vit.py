@@ -1,37 +1,39 @@
-"""ViT and DeiT III: the original .npz files, DeiT III's .pth, timm's and transformers' own ViT."""
+"""ViT and its relatives: the original .npz, DeiT III's and MAE's .pth, timm's, transformers' and vit-pytorch's own."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
-from transformers import PreTrainedModel, ViTConfig
 
-from ..conversion import (
+from ..conversion.convert import (
     Layout,
     Source,
     common_size,
     count_indices,
     fields_from_kwargs,
-    has_head,
     ignored,
     make_config,
     shape_of,
     square_image,
 )
+from ..conversion.rules import Permute, Reshape, Rule, find_indices
 from ..errors import ConversionError
 from ..modeling.configuration_vit import VitfVitConfig, resnet_stride
-from ..modeling.configuration_vitf import pair
-from ..rules import Permute, Reshape, Rule, find_indices
 from .convert_deit import FACEBOOK_COMMIT
 from .flax_names import flax_attention_rules, flax_dense_rules, flax_mlp_rules, flax_norm_rules
-from .published_vit import CHECKPOINTS as CHECKPOINTS
-from .timm_names import TIMM_FIXED, TIMM_KWARGS, TIMM_OPEN, timm_native_fields, timm_rules, timm_shapes
-from .transformers_names import (
-    TRANSFORMERS_NAMES,
-    transformers_fields,
-    transformers_native_fields,
-    transformers_rules,
+from .mae import MAE_LAYOUTS
+from .timm_names import TIMM_FIXED, TIMM_KWARGS, TIMM_OPEN, timm_shapes
+from .timm_vit import (
+    DEIT3,
+    fold_probe_norm,
+    timm_split_gate_rules,
+    timm_vit_config,
+    timm_vit_misfit,
+    timm_vit_native,
+    timm_vit_rules,
 )
+from .transformers_vit import PLAIN_VIT, TRANSFORMERS_LAYOUTS
+from .vit_pytorch import VIT_PYTORCH_LAYOUTS
 
 SOURCE = Source(
     "google-research/vision_transformer",
@@ -121,7 +123,7 @@ def _classifier(name: str) -> dict[str, Any]:
 
 
 def _resnet_depths(state_dict: Mapping[str, Tensor]) -> list[int]:
-    """Units of each stage; none where the ResNet is its root alone."""
+    """Units of each stage; none where the ResNet is only its root."""
     units = [(each["s"], each["u"]) for each in find_indices("block{s+1}/unit{u+1}/conv1/kernel", state_dict)]
     stages = range(max((stage for stage, _ in units), default=-1) + 1)
     return [count_indices(f"block{stage + 1}/unit{{u+1}}/conv1/kernel", state_dict, "u") for stage in stages]
@@ -211,33 +213,11 @@ def config_from_original(
 # timm's names, which DeiT and DeiT III keep but for their layer scale
 
 
-def _timm_vit_rules(config: VitfVitConfig, layer_scale: str) -> list[Rule]:
-    rules = timm_rules() if config.use_cls_token else timm_rules("cls_token")
-    if config.num_register_tokens:
-        rules.append(Rule("reg_token", "embeddings.register_tokens"))
-    if config.layer_scale_init_value is not None:
-        rules += [Rule("blocks.{i}." + layer_scale.format(n=n), f"layers.{{i}}.layer_scale{n}.weight") for n in (1, 2)]
-    return rules
-
-
 def deit3_rules(config: VitfVitConfig) -> list[Rule]:
     """The table of DeiT III, facebookresearch/deit@7e160fe models_v2.py."""
-    return _timm_vit_rules(config, "gamma_{n}")
+    return timm_vit_rules(config, "gamma_{n}")
 
 
-def timm_vit_rules(config: VitfVitConfig) -> list[Rule]:
-    """The table of timm 1.0's VisionTransformer."""
-    return _timm_vit_rules(config, "ls{n}.gamma")
-
-
-# What makes a ViT a DeiT III: see modeling/configuration_vit.py.
-_DEIT3 = {
-    "hidden_act": "gelu",
-    "prefix_position_embeddings": False,
-    "drop_path_schedule": "constant",
-    "position_interpolation": "bicubic",
-    "initialization": "trunc_normal",
-}
 _DEIT3_FIXED = {
     **TIMM_FIXED,
     "global_pool": (None,),
@@ -257,110 +237,34 @@ def deit3_config(kwargs: Mapping[str, Any], state_dict: Mapping[str, Tensor], **
         "dpr_constant": lambda constant: {"drop_path_schedule": "constant" if constant else "linear"},
         "mlp_ratio_clstk": ignored,  # of class attention blocks, which these models do not have
     }
-    known = {**timm_shapes(state_dict, (0,)), **_DEIT3, "layer_scale_init_value": 1e-4}
+    known = {**timm_shapes(state_dict, (0,)), **DEIT3, "layer_scale_init_value": 1e-4}
     del names["act_layer"]  # a class here
     given = fields_from_kwargs(kwargs, names, _DEIT3_FIXED)
     return make_config(VitfVitConfig, known, given, ask_for=TIMM_OPEN, **overrides)
 
 
-def timm_config(kwargs: Mapping[str, Any], state_dict: Mapping[str, Tensor], **overrides: Any) -> VitfVitConfig:
-    """The configuration of a timm ViT or DeiT III; `kwargs` are those of timm's `VisionTransformer`."""
-    known = {**timm_shapes(state_dict, (1, 0)), "hidden_act": "gelu"}
-    if "blocks.0.ls1.gamma" in state_dict:
-        known |= {**_DEIT3, "layer_scale_init_value": 1e-4}
-    if "cls_token" in state_dict:
-        rows = shape_of("pos_embed", state_dict, 3)[1]
-        if (image := overrides.get("image_size", kwargs.get("img_size"))) is None:
-            known["prefix_position_embeddings"] = square_image(rows, 1) is None
-        else:
-            height, width = (edge // patch for edge, patch in zip(pair(image), known["patch_size"], strict=True))
-            known["prefix_position_embeddings"] = rows > height * width
-    else:
-        known |= {"use_cls_token": False, "pooling": "mean"}
-    if "reg_token" in state_dict:
-        known["num_register_tokens"] = shape_of("reg_token", state_dict, 3)[1]
-    names = {
-        **TIMM_KWARGS,
-        "class_token": "use_cls_token",
-        "reg_tokens": "num_register_tokens",
-        "init_values": "layer_scale_init_value",
-        "no_embed_class": lambda without: {"prefix_position_embeddings": not without},
-        "global_pool": lambda pool: {"pooling": {"token": "cls", "avg": "mean"}.get(pool, pool)},
-    }
-    given = fields_from_kwargs(kwargs, names, {**TIMM_FIXED, "fc_norm": (False,)})
-    return make_config(VitfVitConfig, known, given, ask_for=TIMM_OPEN, **overrides)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# transformers' own ViT
-
-
-def _transformers_vit_rules(names: Mapping[str, Any]):
-    def rules(config: VitfVitConfig) -> list[Rule]:
-        head = Rule("classifier.*", "classifier.*")
-        pooler = [Rule("pooler.dense.*", "pre_logits.*")] if config.representation_size is not None else []
-        return [*transformers_rules(names), head, *pooler]
-
-    return rules
-
-
-def transformers_config(kwargs: Mapping[str, Any], state_dict: Mapping[str, Tensor], **overrides: Any) -> VitfVitConfig:
-    """The configuration of transformers' own ViT; `kwargs` is its config.json."""
-    known = {
-        **transformers_fields(kwargs, state_dict, "classifier"),
-        "position_interpolation": "bicubic",
-        "initialization": "trunc_normal",
-    }
-    if "pooler.dense.weight" in state_dict:
-        if (activation := kwargs.get("pooler_act", "tanh")) != "tanh":
-            raise ConversionError(f"pooler_act={activation!r} is not supported, only 'tanh'", "pooler_act")
-        known["representation_size"] = shape_of("pooler.dense.weight", state_dict, 2)[0]
-    return make_config(VitfVitConfig, known, **overrides)
-
-
-def _transformers_native(model: PreTrainedModel) -> dict[str, Any]:
-    config = model.config
-    if has_head(model) and config.representation_size is not None:
-        raise ConversionError(
-            "transformers' ViTForImageClassification has no layer before its head (representation_size)"
-        )
-    return ViTConfig(
-        **transformers_native_fields(config),
-        pooler_output_size=config.representation_size or config.hidden_size,
-        architectures=["ViTForImageClassification" if has_head(model) else "ViTModel"],
-    ).to_diff_dict()
-
-
-def _timm_native(model: PreTrainedModel) -> dict[str, Any]:
-    config = model.config
-    return {
-        "architecture": "vit_base_patch16_224" if config.layer_scale_init_value is None else "deit3_base_patch16_224",
-        "model_args": {
-            **timm_native_fields(model),
-            "class_token": config.use_cls_token,
-            "reg_tokens": config.num_register_tokens,
-            "no_embed_class": not config.prefix_position_embeddings,
-            "global_pool": {"cls": "token", "mean": "avg"}[config.pooling],
-            "fc_norm": False,
-            "init_values": config.layer_scale_init_value,
-        },
-    }
-
-
-_PLAIN_POSITIONS = {"position_embedding_type": ("learned",), "num_register_tokens": (0,)}
-_TRANSFORMERS_HOLDS = {
-    **_PLAIN_POSITIONS,
-    "resnet_depths": (None,),
-    "use_cls_token": (True,),
-    "pooling": ("cls",),
-    "prefix_position_embeddings": (True,),
-    "layer_scale_init_value": (None,),
+_PLAIN_POSITIONS = {
+    **PLAIN_VIT,
+    "drop_incomplete_patches": (False,),
+    "resnet_epsilons": ("jax",),
+    "position_embedding_type": ("learned",),
+    "num_register_tokens": (0,),
 }
 _FLAX_HOLDS = {
     **_PLAIN_POSITIONS,
     "prefix_position_embeddings": (True,),
     "layer_scale_init_value": (None,),
     "qkv_bias": (True,),
+    "pooling": ("cls", "mean"),
+}
+_FLAX_COMPUTES_WITH = {"hidden_act": ("gelu_pytorch_tanh",)}
+_TIMM_HOLDS = {
+    "head_dim": (None,),
+    "attention_proj_bias": (True,),
+    "pixel_layernorm": (False,),
+    "position_embedding_type": ("learned", "none"),
+    "representation_size": (None,),
+    "pooling": ("cls", "mean", "map"),
 }
 LAYOUTS = {
     "original": Layout(
@@ -369,6 +273,7 @@ LAYOUTS = {
         requires=("embedding/kernel", f"Transformer/encoderblock_{{i}}/{_PRE_LINEN[1]}/query/kernel"),
         suffix=".npz",
         holds=_FLAX_HOLDS,
+        computes_with=_FLAX_COMPUTES_WITH,
     ),
     "original_linen": Layout(
         rules=linen_rules,
@@ -378,12 +283,15 @@ LAYOUTS = {
         forbids=("output_projection/*",),
         suffix=".npz",
         holds=_FLAX_HOLDS,
+        computes_with=_FLAX_COMPUTES_WITH,
     ),
     "original_deit3": Layout(
         rules=deit3_rules,
         config=deit3_config,
         requires=("patch_embed.proj.weight", "blocks.{i}.attn.qkv.weight", "blocks.{i}.gamma_1"),
         forbids=("blocks_token_only.{i}.*", "rel_pos_bias.*"),
+        same_keys="a ViT with rotary positions (rope_ape of timm, naver-ai/rope-vit)",
+        names=r"deit_?3",
         suffix=".pth",
         wrapper="model",
         source=Source("facebookresearch/deit", FACEBOOK_COMMIT, "models_v2.py", "apache-2.0"),
@@ -398,30 +306,24 @@ LAYOUTS = {
     ),
     "timm": Layout(
         rules=timm_vit_rules,
-        config=timm_config,
-        requires=("patch_embed.proj.weight", "blocks.{i}.attn.qkv.weight", "pos_embed"),
-        forbids=("dist_token", "blocks.{i}.gamma_1", "fc_norm.*"),
-        holds={
-            "position_embedding_type": ("learned",),
-            "representation_size": (None,),
-            # timm's hybrids standardise weights and normalise groups with other epsilons than the original.
-            "resnet_depths": (None,),
-        },
-        native_config=_timm_native,
+        config=timm_vit_config,
+        requires=("patch_embed.proj.weight", "blocks.{i}.attn.qkv.weight", "blocks.{i}.mlp.fc1.weight"),
+        forbids=("dist_token", "blocks.{i}.gamma_1"),
+        drops={"decoder_": "the decoder of MAE", "mask_token": "the token of masked patches"},
+        folds=fold_probe_norm,
+        holds={**_TIMM_HOLDS, "norm_type": ("layernorm",)},
+        fits=timm_vit_misfit,
+        native_config=timm_vit_native,
     ),
-    **{
-        name: Layout(
-            rules=_transformers_vit_rules(names),
-            config=transformers_config,
-            requires=(
-                "embeddings.patch_embeddings.projection.weight",
-                names["layer"] + names["qkv"][0] + "weight",
-            ),
-            forbids=("embeddings.distillation_token",),
-            prefix="vit.",
-            holds=_TRANSFORMERS_HOLDS,
-            native_config=_transformers_native,
-        )
-        for name, names in TRANSFORMERS_NAMES.items()
-    },
+    "timm_aimv2": Layout(
+        rules=timm_split_gate_rules,
+        config=timm_vit_config,
+        requires=("patch_embed.proj.weight", "blocks.{i}.attn.qkv.weight", "blocks.{i}.mlp.fc1_g.weight"),
+        holds={**_TIMM_HOLDS, "norm_type": ("rmsnorm",), "mlp_type": ("gated",)},
+        fits=timm_vit_misfit,
+        native_config=timm_vit_native,
+    ),
+    **MAE_LAYOUTS,
+    **TRANSFORMERS_LAYOUTS,
+    **VIT_PYTORCH_LAYOUTS,
 }

@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedModel, VivitConfig
 
-from ..conversion import (
+from ..conversion.convert import (
     Layout,
-    Published,
     Source,
     common_size,
     count_indices,
@@ -17,13 +17,14 @@ from ..conversion import (
     has_head,
     ignored,
     make_config,
+    published_like,
     shape_of,
     square_image,
 )
+from ..conversion.rules import Permute, Reshape, Rule
 from ..errors import ConversionError
 from ..modeling.configuration_vitf import pair
 from ..modeling.configuration_vivit import VitfVivitConfig
-from ..rules import Permute, Reshape, Rule
 from .flax_names import flax_attention_rules, flax_dense_rules, flax_mlp_rules, flax_norm_rules
 from .transformers_names import TRANSFORMERS_NAMES, transformers_fields, transformers_native_fields, transformers_rules
 
@@ -35,11 +36,14 @@ SOURCE = Source(
 )
 
 _PROJECTION = "embeddings.patch_embeddings.projection."
+_KERNEL = "embedding/kernel"
 _POSITIONS = "posembed_input/pos_embedding"
 
 
 def _tubelets(config: VitfVivitConfig, *order: int) -> tuple[Permute, Reshape]:
-    """From a 3-D filter, whose dimensions are brought in the order (out, frames, channels, height, width), to ours in 2-D."""
+    """
+    From a 3-D filter, whose dimensions are brought in the order (out, frames, channels, height, width), to ours in 2-D.
+    """
     channels, patch = config.num_channels, pair(config.patch_size)
     before = (config.hidden_size, config.tubelet_size, channels, *patch)
     return Permute(*order), Reshape(before, (config.hidden_size, config.tubelet_size * channels, *patch))
@@ -68,7 +72,7 @@ def _encoder_rules(source: str, target: str, width: int, heads: int, modules: tu
 def _flax_rules(config: VitfVivitConfig, encoder: str, modules: tuple[str, ...]) -> list[Rule]:
     width, heads = config.hidden_size, config.num_attention_heads
     table = [
-        Rule("embedding/kernel", _PROJECTION + "weight", *_tubelets(config, 4, 0, 3, 1, 2)),
+        Rule(_KERNEL, _PROJECTION + "weight", *_tubelets(config, 4, 0, 3, 1, 2)),
         Rule("embedding/bias", _PROJECTION + "bias"),
         Rule(f"{encoder}/{_POSITIONS}", "embeddings.position_embeddings.weight"),
         *_encoder_rules(encoder, "", width, heads, modules),
@@ -114,6 +118,18 @@ def factorised_self_attention_rules(config: VitfVivitConfig) -> list[Rule]:
     ]
 
 
+def _of_sampled_frames(table: Callable[[VitfVivitConfig], list[Rule]]) -> Callable[[VitfVivitConfig], list[Rule]]:
+    """
+    The table of a model that embeds sampled frames one by one ("temporal_sampling"), by a filter without a time axis.
+    """
+
+    def rules(config: VitfVivitConfig) -> list[Rule]:
+        rest = [rule for rule in table(config) if rule.sources != (_KERNEL,)]
+        return [Rule(_KERNEL, _PROJECTION + "weight", Permute(3, 2, 0, 1)), *rest]
+
+    return rules
+
+
 # Values of the original's arguments to ours.
 _ATTENTION_TYPES = {
     "spacetime": "joint_space_time",
@@ -149,8 +165,14 @@ def _attention(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _tubelet_encoding(config: Mapping[str, Any]) -> dict[str, Any]:
     name = "kernel_init_method"
-    names = {name: _one_of(name, "tubelet_initialization", _INITIALIZATIONS)}
-    return fields_from_kwargs(config, names, {"method": ("3d_conv",)})
+    names = {name: _one_of(name, "tubelet_initialization", _INITIALIZATIONS), "n_sampled_frames": "num_frames"}
+    return fields_from_kwargs(config, names, {"method": ("3d_conv", "temporal_sampling")})
+
+
+def _patches(patches: Mapping[str, Any]) -> dict[str, Any]:
+    """Rows and columns, and of tubelets frames."""
+    rows, columns, *frames = patches["size"]
+    return {"patch_size": (rows, columns), "tubelet_size": frames[0] if frames else 1}
 
 
 def _kwargs(width: int) -> dict[str, Any]:
@@ -176,7 +198,7 @@ def _kwargs(width: int) -> dict[str, Any]:
         "dropout_rate": "hidden_dropout_prob",
         "attention_dropout_rate": "attention_probs_dropout_prob",
         "stochastic_droplayer_rate": "drop_path_rate",
-        "patches": lambda patches: {"patch_size": tuple(patches["size"][:2]), "tubelet_size": patches["size"][2]},
+        "patches": _patches,
         "attention_config": _attention,
         "temporal_encoding_config": _tubelet_encoding,
         "classifier": _one_of("classifier", "pooling", _POOLINGS),
@@ -195,45 +217,82 @@ def _encoder(state_dict: Mapping[str, Tensor], encoder: str, modules: tuple[str,
     )
 
 
-def _grid(
-    rows: int, patch_size: tuple[int, int], tubelet_size: int, given: Mapping[str, Any], key: str
-) -> dict[str, Any]:
+def _places_of(image_size: Any, patch_size: tuple[int, int]) -> int:
+    return math.prod(edge // patch for edge, patch in zip(pair(image_size), patch_size, strict=True))
+
+
+def _readings(rows: int, patch_size: tuple[int, int], tubelet_size: int) -> str:
+    """The square clips that a table of so many rows may be for, the shortest first, in words."""
+    clips = [
+        f"{groups * tubelet_size} frames of {image[0]} x {image[1]}"
+        for groups in range(1, rows + 1)
+        if rows % groups == 0 and (image := square_image(rows // groups, patch_size)) is not None
+    ]
+    return " or ".join(clips if len(clips) < 5 else [*clips[:3], clips[-1]])
+
+
+def clip_of_table(known: Mapping[str, Any], rows: int, given: Mapping[str, Any], key: str) -> dict[str, Any]:
     """
-    Frames and size of the clip that a table of so many rows in space and time is for. Their product alone is in the file: one
-    of both must be given, or be that of the published models.
+    Frames and size of the clip that a table of so many rows in space and time is for. The file has their product only:
+    one of both must be given, or the model be one of the published ones.
+
+    Args:
+        known: Fields that other shapes tell. given: Fields that arguments and the user tell. key: Of the table.
+
+    Raises:
+        ConversionError: if neither is given and no published model has these shapes, or what is given does not fit.
     """
-    num_frames = given.get("num_frames", VitfVivitConfig.num_frames)
-    if "image_size" in given:
-        places = math.prod(edge // patch for edge, patch in zip(pair(given["image_size"]), patch_size, strict=True))
-        if places == 0 or rows % places:
-            raise ConversionError(f"key {key!r} has {rows} places, not a multiple of {places} for image_size", key)
-        return {"image_size": given["image_size"], "num_frames": rows // places * tubelet_size}
-    groups = num_frames // tubelet_size
-    image = square_image(rows // groups, patch_size) if groups and rows % groups == 0 else None
+    patch_size, tubelet_size = known["patch_size"], known["tubelet_size"]
+    if "num_frames" not in given and "image_size" not in given:
+        clips = {
+            (variant.num_frames, pair(variant.image_size))
+            for variant in published_like(VitfVivitConfig, known)
+            if rows == variant.num_frames // tubelet_size * _places_of(variant.image_size, patch_size)
+        }
+        if len(clips) != 1:
+            squares = _readings(rows, patch_size, tubelet_size)
+            raise ConversionError(
+                f"num_frames and image_size are not told by the checkpoint: key {key!r} has {rows} places in space "
+                f"and time together"
+                + (f", as of {squares} pixels" if squares else "")
+                + "; give one of them, as --set num_frames=...",
+                key,
+            )
+        ((num_frames, image),) = clips
+        return {"num_frames": num_frames, "image_size": image}
+    num_frames, image = given.get("num_frames"), given.get("image_size")
+    groups = None if num_frames is None else num_frames // tubelet_size
     if image is None:
-        raise ConversionError(
-            f"image_size is not told by the checkpoint (key {key!r} has {rows} places in space and time); give it, as "
-            f"image_size=...",
-            key,
-        )
-    return {"image_size": image, "num_frames": num_frames}
+        image = square_image(rows // groups, patch_size) if groups and rows % groups == 0 else None
+        if image is None:
+            raise ConversionError(
+                f"image_size is not told by the checkpoint: key {key!r} has {rows} places in space and time together, "
+                f"which is no square image in {num_frames} frames; give it, as --set image_size=...",
+                key,
+            )
+    places = _places_of(image, patch_size)
+    if places == 0 or rows % places or groups not in (None, rows // places):
+        clip = f"image_size={image}" + ("" if groups is None else f" and num_frames={num_frames}")
+        raise ConversionError(f"key {key!r} has {rows} places in space and time, which {clip} does not fit", key)
+    return {"image_size": image, "num_frames": rows // places * tubelet_size}
 
 
 def config_from_original(
     kwargs: Mapping[str, Any], state_dict: Mapping[str, Tensor], **overrides: Any
 ) -> VitfVivitConfig:
     """
-    The configuration of a flax checkpoint. Shapes tell all but the frames and the size of the clip, of which the file has the
-    product (`image_size` or `num_frames`; by default 32 square frames), and without a class token whether the attention of
-    models 1 and 4 is factorised (`attention_type`).
+    The configuration of a flax checkpoint. Shapes tell all but the frames and the size of the clip, of which the file
+    of another model than the published ones has the product only (`image_size` or `num_frames`), and without a class
+    token whether the attention of models 1 and 4 is factorised (`attention_type`).
 
     Args:
         kwargs: Keyword arguments of `ViViT` or `SpaceTimeViViT` in projects/vivit/model.py; may be empty.
         state_dict: The checkpoint.
         overrides: Fields that replace what arguments and shapes say.
     """
-    tubelet_size, rows, columns, channels, _ = shape_of("embedding/kernel", state_dict, 5)
-    patch_size = (rows, columns)
+    sampled = _KERNEL in state_dict and state_dict[_KERNEL].ndim == 4
+    *tubelet, rows, columns, channels, _ = shape_of(_KERNEL, state_dict, 4 if sampled else 5)
+    tubelet_size, patch_size = (tubelet or [1])[0], (rows, columns)
     known: dict[str, Any] = {"patch_size": patch_size, "tubelet_size": tubelet_size, "num_channels": channels}
     ask_for = {}
     if any(key.startswith("SpatialTransformer/") for key in state_dict):
@@ -250,7 +309,7 @@ def config_from_original(
             ask_for["attention_type"] = "Transformer/encoderblock_0/MultiHeadDotProductAttention_0/query/kernel"
     prefix = int("cls" in state_dict or "cls_SpatialTransformer" in state_dict)
     known["pooling"] = "cls" if prefix else "mean"
-    width = common_size({"embedding/kernel": 4, "embedding/bias": 0, f"{encoder}/encoder_norm/scale": 0}, state_dict)
+    width = common_size({_KERNEL: -1, "embedding/bias": 0, f"{encoder}/encoder_norm/scale": 0}, state_dict)
     layers, heads, mlp_dim = _encoder(state_dict, encoder, modules)
     known |= {
         "hidden_size": width,
@@ -260,8 +319,9 @@ def config_from_original(
     }
     table = f"{encoder}/{_POSITIONS}"
     places = shape_of(table, state_dict, 3)[1] - prefix
+    given = fields_from_kwargs(kwargs, _kwargs(width))
     if encoder == "Transformer":
-        known |= _grid(places, patch_size, tubelet_size, overrides, table)
+        known |= clip_of_table(known, places, {**given, **overrides}, table)
     else:
         layers, heads, mlp_dim = _encoder(state_dict, "TemporalTransformer", _PLAIN)
         groups = shape_of(f"TemporalTransformer/{_POSITIONS}", state_dict, 3)[1] - prefix
@@ -278,7 +338,6 @@ def config_from_original(
         known["representation_size"] = shape_of("pre_logits/bias", state_dict, 1)[0]
     if "output_projection/bias" in state_dict:
         known["num_labels"] = common_size({"output_projection/bias": 0, "output_projection/kernel": 1}, state_dict)
-    given = fields_from_kwargs(kwargs, _kwargs(width))
     return make_config(VitfVivitConfig, known, given, ask_for=ask_for, **overrides)
 
 
@@ -314,8 +373,9 @@ def transformers_config(
         known["hidden_act"] = "gelu_pytorch_tanh"
     table = "embeddings.position_embeddings"
     places = shape_of(table, state_dict, 3)[1] - 1
-    known |= _grid(places, known["patch_size"], tubelet_size, {"image_size": known["image_size"], **overrides}, table)
     known["tubelet_size"] = tubelet_size
+    clip = {name: kwargs[name] for name in ("num_frames", "image_size") if name in kwargs}
+    known |= clip_of_table(known, places, {**clip, **overrides}, table)
     if "pooler.dense.weight" in state_dict:
         if (activation := kwargs.get("pooler_act", "tanh")) != "tanh":
             raise ConversionError(f"pooler_act={activation!r} is not supported, only 'tanh'", "pooler_act")
@@ -347,14 +407,15 @@ def _flax_layout(table: Callable[[VitfVivitConfig], list[Rule]], types: tuple[st
     return Layout(
         rules=table,
         config=config_from_original,
-        requires=("embedding/kernel", *requires),
+        requires=(_KERNEL, *requires),
         forbids=("head/*",),  # of ViT, whose other keys may be the same
+        ndims={_KERNEL: 5},
         suffix=".npz",
         holds={"attention_type": types, "qkv_bias": (True,)},
     )
 
 
-LAYOUTS = {
+_ORIGINALS = {
     "original": _flax_layout(rules, ("joint_space_time", "factorised_dot_product"), "Transformer/" + _QUERY),
     "original_factorised_encoder": _flax_layout(
         factorised_encoder_rules,
@@ -370,6 +431,22 @@ LAYOUTS = {
             for axis in ("time", "space")
         ),
     ),
+}
+LAYOUTS = {
+    **_ORIGINALS,
+    **{
+        f"{name}_sampled_frames": replace(
+            layout,
+            rules=_of_sampled_frames(layout.rules),
+            ndims={_KERNEL: 4},
+            # But for the head, a file of models 1 and 4 has the keys of a ViT.
+            requires=(*layout.requires, *(["output_projection/kernel"] if name == "original" else [])),
+            holds={**layout.holds, "tubelet_size": (1,)},
+            note="the original takes num_frames frames at equal distances from a longer clip (temporal_sampling); "
+            "here the processor samples a clip, and the model takes each of its frames",
+        )
+        for name, layout in _ORIGINALS.items()
+    },
     **{
         name: Layout(
             rules=_transformers_rules(names),
@@ -381,24 +458,4 @@ LAYOUTS = {
         )
         for name, names in TRANSFORMERS_NAMES.items()
     },
-}
-
-_HOST = "https://storage.googleapis.com/scenic-bucket/vivit"
-# Variant, folder, top-1 of the README (Epic-Kitchens: of actions), data.
-_FILES = (
-    ("vivit_base_16x2_k400", "kinetics_400/vivit_base_16x2_unfactorized", 79.9, "Kinetics-400"),
-    ("vivit_base_16x2_fe_k400", "kinetics_400/vivit_base_16x2_fe", 78.4, "Kinetics-400"),
-    ("vivit_large_16x2_fe_k400", "kinetics_400/vivit_large_16x2_fe", 80.3, "Kinetics-400"),
-    ("vivit_large_16x2_fe_k600", "kinetics_600/vivit_large_16x2_fe", 81.6, "Kinetics-600"),
-    ("vivit_large_16x2_fe_epic_kitchens", "epic_kitchens/vivit_large_16x2_fe", 43.6, "Epic-Kitchens-100"),
-)
-CHECKPOINTS: dict[str, Published] = {
-    f"{variant}.scenic": Published(
-        f"{_HOST}/{folder}/checkpoint",
-        training=f"ImageNet-21k, then {data} ({top1}% top-1 there, README of projects/vivit in google-research/scenic@4a38d47)",
-        license="apache-2.0",
-        license_source="that of the repository; none is stated for the weights",
-        wrapper="optimizer/target",
-    )
-    for variant, folder, top1, data in _FILES
 }

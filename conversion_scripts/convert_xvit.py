@@ -5,20 +5,20 @@ from typing import Any
 
 from torch import Tensor
 
-from ..conversion import (
+from ..conversion.convert import (
     Layout,
-    Published,
     Source,
     common_size,
     count_indices,
     fields_from_kwargs,
     ignored,
     make_config,
+    published_like,
     shape_of,
 )
+from ..conversion.rules import Reshape, Rule
 from ..modeling.configuration_vitf import pair
 from ..modeling.configuration_xvit import VitfXvitConfig
-from ..rules import Reshape, Rule
 from .timm_names import TIMM_KWARGS, TIMM_OPEN, timm_rules, timm_shapes
 
 SOURCE = Source(
@@ -83,8 +83,8 @@ def _mixing(layers: int) -> dict[str, Any]:
     }
 
 
-# Sections of the original's configuration to what their entries mean. Dropout within the layers over time is none in every
-# published one.
+# Sections of the original's configuration to what their entries mean. Dropout within the layers over time is none in
+# every published one.
 _SECTIONS = {
     "XVIT.BACKBONE": {"DROP_PATH_RATE": "drop_path_rate", "DROP_ATTN_RATE": "attention_probs_dropout_prob"},
     "TEMPORAL_HEAD": {
@@ -116,12 +116,13 @@ def config_from_original(
     kwargs: Mapping[str, Any], state_dict: Mapping[str, Tensor], **overrides: Any
 ) -> VitfXvitConfig:
     """
-    The configuration of an X-ViT checkpoint. Shapes do not tell the segments and the mixed part (`segment_size`, `shift_div`),
-    nor the frames of a clip: 16 unless they are given.
+    The configuration of an X-ViT checkpoint. Shapes do not tell the segments, the mixed part and the layers that mix
+    (`segment_size`, `shift_div`, `mixing_layers`), nor the frames of a clip: these come from `kwargs`, or from the
+    published variants with the same shapes.
 
     Args:
-        kwargs: `backbone`, keyword arguments of `VisionTransformer` in transformers/vit.py; `cfg`, sections of the configuration
-            that `XVIT` reads; `pos_embed_grid`, rows and columns of its table of positions. May be empty.
+        kwargs: `backbone`, keyword arguments of `VisionTransformer` in transformers/vit.py; `cfg`, sections of the
+            configuration that `XVIT` reads; `pos_embed_grid`, rows and columns of its table of positions. May be empty.
         state_dict: The checkpoint.
         overrides: Fields that replace what arguments and shapes say.
     """
@@ -149,13 +150,18 @@ def config_from_original(
     }
     given = fields_from_kwargs(kwargs, names)
     rows = shape_of(_BASE + "temp_embed", state_dict, 4)[1]
-    num_frames = {**given, **overrides}.get("num_frames", VitfXvitConfig.num_frames)
-    if rows != num_frames:
+    told = {**known, **given, **overrides}
+    if "num_frames" not in told:  # as many as the table has rows, or more, for which it begins again
+        clips = {each.num_frames for each in published_like(VitfXvitConfig, {**told, "time_embedding_period": rows})}
+        if len(clips) == 1:
+            told["num_frames"] = known["num_frames"] = clips.pop()
+    if rows != told.get("num_frames", rows):
         known["time_embedding_period"] = rows
     open_key = _BASE + TIMM_OPEN["num_attention_heads"]
     ask_for = {
         "image_size": _BASE + "pos_embed",
-        **dict.fromkeys(("num_attention_heads", "segment_size", "shift_div"), open_key),
+        "num_frames": _BASE + "temp_embed",
+        **dict.fromkeys(("num_attention_heads", "segment_size", "shift_div", "mixing_layers"), open_key),
     }
     if "temporal_pooling" not in known:
         ask_for["num_temporal_heads"] = _HEAD + "temporal_encoder.0.attn.qkv.weight"
@@ -174,21 +180,4 @@ LAYOUTS = {
         suffix=".pth",
         wrapper="model_state",
     ),
-}
-
-_HOST = "https://www.adrianbulat.com/downloads/NeurIPS2021/models"
-# Variant, file, top-1 of the README with the variant's clips and crops, data.
-_FILES = (
-    ("xvit_base_16_k600", "xvit_b16_16_k600", 84.51, "Kinetics-600"),
-    ("xvit_base_16_ssv2", "xvit_b16_16_ss2", 67.19, "Something-Something v2"),
-)
-CHECKPOINTS: dict[str, Published] = {
-    f"{variant}.bulat": Published(
-        f"{_HOST}/{file}.pth",
-        training=f"ImageNet-21k, then {data} ({top1}% top-1 there, README of 1adrianb/video-transformers@82ca176)",
-        license="apache-2.0",
-        license_source="that of the repository; none is stated for the weights",
-        wrapper="model_state",
-    )
-    for variant, file, top1, data in _FILES
 }

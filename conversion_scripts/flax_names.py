@@ -1,6 +1,9 @@
-"""What flax names alike in every architecture that was written in it: norms, linear layers, feed-forward and attention layers."""
+"""
+What flax names alike in every architecture that was written in it: norms, linear layers, feed-forward and attention
+layers.
+"""
 
-from ..rules import Concatenate, Permute, Reshape, Rule
+from ..conversion.rules import Concatenate, Permute, Reshape, Rule
 
 
 def flax_norm_rules(source: str, target: str) -> list[Rule]:

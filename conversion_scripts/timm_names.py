@@ -1,16 +1,37 @@
-"""What timm's ViT, DeiT (timm 0.3.2 inside), DeiT III and their descendants name alike, and what shapes under those names tell."""
+"""
+What timm's ViT, DeiT (timm 0.3.2 inside), DeiT III and their descendants name alike, and what shapes under those names
+tell.
+"""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..conversion import common_size, count_indices, has_head, layer_norm_eps, one_or_two, shape_of, square_image
+from ..conversion.convert import (
+    common_size,
+    count_indices,
+    has_head,
+    layer_norm_eps,
+    one_or_two,
+    shape_of,
+    square_image,
+)
+from ..conversion.rules import Rule
 from ..errors import ConversionError
-from ..rules import Rule
 
-TIMM_EVAL = "timm's evaluation, bicubic: huggingface/pytorch-image-models@aa4b585 results/results-imagenet.csv"
+
+def timm_block_rules(source: str, target: str) -> list[Rule]:
+    """The rules of a layer, whose names begin with `source` there and with `target` here."""
+    return [
+        Rule(source + "norm1.*", target + "layernorm_before.*"),
+        Rule(source + "attn.qkv.*", target + "attention.qkv.*"),
+        Rule(source + "attn.proj.*", target + "attention.proj.*"),
+        Rule(source + "norm2.*", target + "layernorm_after.*"),
+        Rule(source + "mlp.fc1.*", target + "mlp.fc1.*"),
+        Rule(source + "mlp.fc2.*", target + "mlp.fc2.*"),
+    ]
 
 
 def timm_rules(*left_out: str) -> list[Rule]:
@@ -20,17 +41,11 @@ def timm_rules(*left_out: str) -> list[Rule]:
     Args:
         left_out: Sources that an architecture does not have, or names otherwise.
     """
-    source, target = "blocks.{i}.", "layers.{i}."
     table = [
         Rule("cls_token", "embeddings.cls_token"),
         Rule("pos_embed", "embeddings.position_embeddings.weight"),
         Rule("patch_embed.proj.*", "embeddings.patch_embeddings.projection.*"),
-        Rule(source + "norm1.*", target + "layernorm_before.*"),
-        Rule(source + "attn.qkv.*", target + "attention.qkv.*"),
-        Rule(source + "attn.proj.*", target + "attention.proj.*"),
-        Rule(source + "norm2.*", target + "layernorm_after.*"),
-        Rule(source + "mlp.fc1.*", target + "mlp.fc1.*"),
-        Rule(source + "mlp.fc2.*", target + "mlp.fc2.*"),
+        *timm_block_rules("blocks.{i}.", "layers.{i}."),
         Rule("norm.*", "layernorm.*"),
         Rule("head.*", "classifier.*"),
     ]
@@ -42,7 +57,7 @@ def timm_shapes(state_dict: Mapping[str, Tensor], num_prefix_rows: tuple[int, ..
     The fields that shapes tell under timm's names.
 
     Args:
-        num_prefix_rows: Numbers of rows of the position table that may precede the patches'.
+        num_prefix_rows: Numbers of rows of the position table that may precede the patches'; none if there is no table.
     """
     _, channels, *patch_size = shape_of("patch_embed.proj.weight", state_dict, 4)
     width = common_size({"patch_embed.proj.weight": 0, "patch_embed.proj.bias": 0, "norm.weight": 0}, state_dict)
@@ -57,7 +72,7 @@ def timm_shapes(state_dict: Mapping[str, Tensor], num_prefix_rows: tuple[int, ..
     }
     if "head.weight" in state_dict:
         known["num_labels"] = common_size({"head.weight": 0, "head.bias": 0}, state_dict)
-    positions = shape_of("pos_embed", state_dict, 3)[1]
+    positions = shape_of("pos_embed", state_dict, 3)[1] if num_prefix_rows else 0
     images = (square_image(positions - rows, patch_size) for rows in num_prefix_rows)
     if image := next(filter(None, images), None):
         known["image_size"] = image
@@ -65,7 +80,12 @@ def timm_shapes(state_dict: Mapping[str, Tensor], num_prefix_rows: tuple[int, ..
 
 
 # Activation to timm's name of it.
-_TIMM_ACTIVATIONS = {"gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh"}
+_TIMM_ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "quick_gelu": "quick_gelu",
+    "silu": "silu",
+}
 
 
 def _timm_activation(name: str | None) -> dict[str, str]:
@@ -75,12 +95,33 @@ def _timm_activation(name: str | None) -> dict[str, str]:
     return {} if name is None else {"hidden_act": names[name]}
 
 
-# Arguments of timm's constructors, 0.3.2 as in DeiT and 1.0, and of models_v2.py.
+def timm_activation_name(hidden_act: str) -> str:
+    """timm's name of an activation. ConversionError for one that it is not known to have."""
+    if hidden_act not in _TIMM_ACTIVATIONS:
+        raise ConversionError(
+            f"timm's config.json cannot say hidden_act={hidden_act!r}, only {' or '.join(_TIMM_ACTIVATIONS)}; convert "
+            f"with --set to change it",
+            "hidden_act",
+        )
+    return _TIMM_ACTIVATIONS[hidden_act]
+
+
+def image_size_of(size: int | Sequence[int]) -> int | tuple[int, ...]:
+    """
+    A size as timm's constructors take it; DINO's takes a list of one (facebookresearch/dino@7c446df
+    vision_transformer.py).
+    """
+    if isinstance(size, int):
+        return size
+    return size[0] if len(size) == 1 else tuple(size)
+
+
+# Arguments of timm's constructors, 0.3.2 as in DeiT and 1.0, and of models_v2.py. A model without classes has no head.
 TIMM_KWARGS = {
-    "img_size": "image_size",
+    "img_size": lambda size: {"image_size": image_size_of(size)},
     "patch_size": "patch_size",
     "in_chans": "num_channels",
-    "num_classes": "num_labels",
+    "num_classes": lambda number: {"num_labels": number} if number else {},
     "embed_dim": "hidden_size",
     "depth": "num_hidden_layers",
     "num_heads": "num_attention_heads",
@@ -102,7 +143,8 @@ def timm_native_fields(model: PreTrainedModel) -> dict[str, Any]:
     config = model.config
     if config.hidden_act not in _TIMM_ACTIVATIONS or config.layer_norm_eps != 1e-6:
         raise ConversionError(
-            f"timm's config.json cannot say hidden_act={config.hidden_act!r} with layer_norm_eps={config.layer_norm_eps}, "
+            f"timm's config.json cannot say hidden_act={config.hidden_act!r} with "
+            f"layer_norm_eps={config.layer_norm_eps}, "
             f"only {' or '.join(_TIMM_ACTIVATIONS)} with 1e-06; convert with --set to change them"
         )
     return {

@@ -1,17 +1,19 @@
 """
-What transformers' own models name alike, and what their config.json tells. Files hold the names of version 4, which version 5
-writes by default as well; the other names are those of version 5 in memory, written by
+What transformers' own models name alike, and what their config.json tells. Files hold the names of version 4, which
+version 5 writes by default as well; the other names are those of version 5 in memory, written by
 save_pretrained(save_original_format=False).
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from torch import Tensor
+from transformers import PreTrainedModel
 
-from ..conversion import one_or_two, shape_of
+from ..conversion.convert import one_or_two, shape_of
+from ..conversion.rules import Concatenate, Rule
 from ..errors import ConversionError
-from ..rules import Concatenate, Rule
+from ..registry import get_architecture
 
 _VERSION_4 = {
     "layer": "encoder.layer.{i}.",
@@ -19,6 +21,7 @@ _VERSION_4 = {
     "proj": "attention.output.dense.",
     "fc1": "intermediate.dense.",
     "fc2": "output.dense.",
+    "decoder_layer": "decoder.decoder_layers.{i}.",
 }
 _VERSION_5 = {
     "layer": "layers.{i}.",
@@ -26,23 +29,66 @@ _VERSION_5 = {
     "proj": "attention.o_proj.",
     "fc1": "mlp.fc1.",
     "fc2": "mlp.fc2.",
+    "decoder_layer": "decoder.decoder_layers.{i}.",
 }
 TRANSFORMERS_NAMES = {"transformers": _VERSION_4, "transformers_5": _VERSION_5}
 
 
-def transformers_rules(names: Mapping[str, Any]) -> list[Rule]:
-    """What transformers' ViT and DeiT name alike; `names` is a value of `TRANSFORMERS_NAMES`."""
-    source, target = names["layer"], "layers.{i}."
+# What a masked patch becomes: a part of the head here, of the encoder there.
+MASK_TOKEN = "embeddings.mask_token"
+MASKED_RULES = [
+    Rule(MASK_TOKEN, "mask_token"),
+    *(Rule(f"decoder.0.{name}", f"decoder.{name}") for name in ("weight", "bias")),
+]
+
+
+def head_of(model: PreTrainedModel) -> str:
+    """The suffix of its class, a key of `registry.AUTO_CLASSES`."""
+    return type(model).__name__.removeprefix(get_architecture(model.config.model_type).prefix)
+
+
+def native_class(model: PreTrainedModel, family: str, heads: Collection[str] | None = None) -> str:
+    """
+    The class of transformers that a model becomes.
+
+    Args:
+        family: What the names of its classes begin with. heads: Suffixes that there are, those of images by default.
+
+    Raises:
+        ConversionError: if it has no such head.
+    """
+    heads = heads or ("Model", "ForImageClassification", "ForMaskedImageModeling")
+    if (head := head_of(model)) not in heads:
+        raise ConversionError(f"transformers' {family} of this kind has no {head}, only {' and '.join(heads)}")
+    return family + head
+
+
+def tanh_pooler(metadata: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> int:
+    """The width of the pooler. ConversionError if its activation is another than that of `representation_size`."""
+    if (activation := metadata.get("pooler_act", "tanh")) != "tanh":
+        raise ConversionError(f"pooler_act={activation!r} is not supported, only 'tanh'", "pooler_act")
+    return shape_of("pooler.dense.weight", state_dict, 2)[0]
+
+
+def transformers_layer_rules(names: Mapping[str, Any], source: str, target: str) -> list[Rule]:
+    """The rules of a layer, whose names begin with `source` there and with `target` here."""
     return [
-        Rule("embeddings.cls_token", "embeddings.cls_token"),
-        Rule("embeddings.position_embeddings", "embeddings.position_embeddings.weight"),
-        Rule("embeddings.patch_embeddings.projection.*", "embeddings.patch_embeddings.projection.*"),
         Rule(source + "layernorm_before.*", target + "layernorm_before.*"),
         Rule(tuple(source + name + "*" for name in names["qkv"]), target + "attention.qkv.*", Concatenate(3)),
         Rule(source + names["proj"] + "*", target + "attention.proj.*"),
         Rule(source + "layernorm_after.*", target + "layernorm_after.*"),
         Rule(source + names["fc1"] + "*", target + "mlp.fc1.*"),
         Rule(source + names["fc2"] + "*", target + "mlp.fc2.*"),
+    ]
+
+
+def transformers_rules(names: Mapping[str, Any]) -> list[Rule]:
+    """The rules for tensors that transformers' ViT and DeiT name alike; `names` is a value of `TRANSFORMERS_NAMES`."""
+    return [
+        Rule("embeddings.cls_token", "embeddings.cls_token"),
+        Rule("embeddings.position_embeddings", "embeddings.position_embeddings.weight"),
+        Rule("embeddings.patch_embeddings.projection.*", "embeddings.patch_embeddings.projection.*"),
+        *transformers_layer_rules(names, names["layer"], "layers.{i}."),
         Rule("layernorm.*", "layernorm.*"),
     ]
 
@@ -75,8 +121,8 @@ def transformers_fields(metadata: Mapping[str, Any], state_dict: Mapping[str, Te
     for name in TRANSFORMERS_FIELDS:
         if name not in metadata:
             raise ConversionError(
-                f"{name} is not told by the weights; keep transformers' config.json next to them, or give its fields as "
-                f"original_kwargs",
+                f"{name} is not told by the weights; keep transformers' config.json next to them, or give its fields "
+                f"as original_kwargs",
                 name,
             )
         fields[name] = metadata[name]

@@ -1,6 +1,8 @@
 """Options declared once, as dataclass fields with help texts: on the command line, in a recipe, in Python."""
 
 import argparse
+import contextlib
+import math
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -47,7 +49,7 @@ def add_options(parser: argparse.ArgumentParser, *classes: type) -> None:
                 "default": argparse.SUPPRESS,
                 "help": f"{field.metadata['help']} ({default})".replace("%", "%%"),
             }
-            kind = _member(hints[field.name])
+            kind = member_type(hints[field.name])
             if kind is bool:
                 settings["action"] = argparse.BooleanOptionalAction
             elif typing.get_origin(kind) in (list, dict):
@@ -60,7 +62,7 @@ def add_options(parser: argparse.ArgumentParser, *classes: type) -> None:
             group.add_argument(f"--{field.name}", **settings)
 
 
-def _member(annotation: Any) -> Any:
+def member_type(annotation: Any) -> Any:
     """`X` of `X | None`, otherwise the annotation itself; of `int | str` and the like, `str`."""
     if typing.get_origin(annotation) not in (typing.Union, types.UnionType):
         return annotation
@@ -69,16 +71,20 @@ def _member(annotation: Any) -> Any:
 
 
 def _scalar(text: str) -> Any:
-    """What YAML 1.2 reads in a word: PyYAML follows 1.1, where 1e-3 is a string."""
+    """Reads a word as YAML 1.2 does: PyYAML follows 1.1, where 1e-3 is a string, and yes and no are booleans."""
+    if "e" in text.lower():
+        with contextlib.suppress(ValueError):
+            return float(text)
     try:
-        return float(text) if "e" in text.lower() else yaml.safe_load(text)
-    except (ValueError, yaml.YAMLError):
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
         return text
+    return text if isinstance(value, bool) and text.lower() not in ("true", "false") else value
 
 
 def _convert(name: str, annotation: Any, value: Any) -> Any:
     """A value from the command line (a string) or from YAML, as the annotated type. Raises UserError."""
-    kind = _member(annotation)
+    kind = member_type(annotation)
     if value is None or (value == "none" and annotation is not kind):
         if annotation is kind:
             raise UserError(f"option {name!r} needs a value")
@@ -112,7 +118,9 @@ def _convert(name: str, annotation: Any, value: Any) -> Any:
         number = kind(value)
         if kind is int and not isinstance(value, str) and number != value:
             raise ValueError
-    except (TypeError, ValueError):
+        if kind is float and not math.isfinite(number):
+            raise ValueError
+    except (TypeError, ValueError, OverflowError):
         article = {bool: "true or false", int: "a whole number", float: "a number"}[kind]
         raise UserError(f"option {name!r} takes {article}, not {value!r}") from None
     return number

@@ -3,6 +3,7 @@
 import importlib
 from dataclasses import dataclass, field
 from types import ModuleType
+from typing import Any
 
 from transformers import (
     AutoBackbone,
@@ -11,8 +12,12 @@ from transformers import (
     AutoModel,
     AutoModelForImageClassification,
     AutoModelForMaskedImageModeling,
+    AutoModelForPreTraining,
     AutoModelForVideoClassification,
     AutoVideoProcessor,
+    BaseImageProcessor,
+    BaseVideoProcessor,
+    PreTrainedConfig,
     PreTrainedModel,
 )
 from transformers.utils import is_torchvision_available
@@ -28,6 +33,7 @@ AUTO_CLASSES = {
     "ForImageClassification": AutoModelForImageClassification,
     "ForVideoClassification": AutoModelForVideoClassification,
     "ForMaskedImageModeling": AutoModelForMaskedImageModeling,
+    "ForPreTraining": AutoModelForPreTraining,
     "Backbone": AutoBackbone,
 }
 IMAGE_HEADS = ("Model", "ForImageClassification", "ForMaskedImageModeling", "Backbone")
@@ -38,21 +44,44 @@ VIDEO_PROCESSORS = {"torchvision": VitfVideoProcessor}
 
 
 @dataclass(frozen=True, eq=False)
-class Preparation:
-    """What prepares the input of a model: an Auto class, the file that it reads, and its classes by backend."""
+class Modality:
+    """
+    What a model takes: images, or clips of videos. `modality_of` tells which; everything that differs by it is asked of
+    here, or of a table with these objects as keys.
 
-    auto_class: type
+    Args:
+        name: What people call its files.
+        auto_processor: The Auto class of its processors.
+        file: What a processor is saved as.
+        processors: Backend to the processor of the family.
+        auto_classifier: The Auto class of its classifiers.
+    """
+
+    name: str
+    auto_processor: type[Any]
     file: str
-    processors: dict[str, type]
+    processors: dict[str, type[Any]]
+    auto_classifier: type[Any]
 
 
-IMAGES = Preparation(AutoImageProcessor, "preprocessor_config.json", IMAGE_PROCESSORS)
-CLIPS = Preparation(AutoVideoProcessor, "video_preprocessor_config.json", VIDEO_PROCESSORS)
+IMAGES = Modality(
+    "images", AutoImageProcessor, "preprocessor_config.json", IMAGE_PROCESSORS, AutoModelForImageClassification
+)
+CLIPS = Modality(
+    "videos", AutoVideoProcessor, "video_preprocessor_config.json", VIDEO_PROCESSORS, AutoModelForVideoClassification
+)
 
 
-def preparation_of(config: VitfConfig) -> Preparation:
-    """`CLIPS` for a model whose examples are (T, num_channels, H, W), else `IMAGES`."""
-    return CLIPS if len(config.input_shape) == 4 else IMAGES
+def modality_of(subject: PreTrainedConfig | BaseImageProcessor | BaseVideoProcessor) -> Modality:
+    """
+    What a model of this configuration, or a processor, takes. Both may be of transformers, or code of a checkpoint.
+    """
+    if not isinstance(subject, PreTrainedConfig):
+        return CLIPS if isinstance(subject, BaseVideoProcessor) else IMAGES
+    if hasattr(subject, "input_shape"):
+        return CLIPS if len(subject.input_shape) == 4 else IMAGES
+    named = CLIPS.auto_classifier.__name__ in getattr(subject, "auto_map", {})
+    return CLIPS if named or type(subject) in CLIPS.auto_classifier._model_mapping else IMAGES
 
 
 @dataclass(frozen=True)
@@ -75,7 +104,7 @@ class Architecture:
 
     @property
     def prefix(self) -> str:
-        """What every class name begins with: `"VitfVit"`, `"VitfT2tVit"`."""
+        """The beginning of every class name: `"VitfVit"`, `"VitfT2tVit"`."""
         return "Vitf" + "".join(word.capitalize() for word in self.name.split("_"))
 
     @property
@@ -94,7 +123,7 @@ class Architecture:
 
     @property
     def conversion(self) -> ModuleType:
-        """The conversion script: SOURCE, CHECKPOINTS, and how names map."""
+        """The conversion script: SOURCE, LAYOUTS, and how names map."""
         return importlib.import_module(f"{__package__}.conversion_scripts.convert_{self.name}")
 
 
@@ -105,6 +134,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             "vit",
             "An Image is Worth 16x16 Words: Transformers for Image Recognition at Scale (arXiv 2010.11929)",
             "The plain vision transformer: patches as tokens in a pre-norm encoder.",
+            (*IMAGE_HEADS, "ForPreTraining"),
         ),
         Architecture(
             "deit",
@@ -171,22 +201,25 @@ ARCHITECTURES: dict[str, Architecture] = {
         Architecture(
             "xvit",
             "Space-time Mixing Attention for Video Transformer (arXiv 2106.05968)",
-            "Video: ViT on each frame, with keys and values of which some channels are those of the frames beside it.",
+            "Video: ViT on each frame, with keys and values that share some channels with the neighbouring frames.",
             VIDEO_HEADS,
         ),
         Architecture(
             "levit",
             "LeViT: a Vision Transformer in ConvNet's Clothing for Faster Inference (arXiv 2104.01136)",
-            "A convolutional stem, attention that shrinks the map between stages, batch norms that inference folds away.",
+            "A convolutional stem, attention that shrinks the map between stages, batch norms that inference folds "
+            "away.",
         ),
         Architecture(
             "cvt",
             "CvT: Introducing Convolutions to Vision Transformers (arXiv 2103.15808)",
-            "Stages with convolutional token embeddings, and convolutions before queries, keys and values; no positions.",
+            "Stages with convolutional token embeddings, and convolutions before queries, keys and values; no "
+            "positions.",
         ),
         Architecture(
             "pvt",
-            "Pyramid Vision Transformer: A Versatile Backbone for Dense Prediction without Convolutions (arXiv 2102.12122)",
+            "Pyramid Vision Transformer: A Versatile Backbone for Dense Prediction without Convolutions (arXiv "
+            "2102.12122)",
             "A pyramid of four stages, with attention to a map that a convolution made smaller.",
         ),
         Architecture(
@@ -197,7 +230,8 @@ ARCHITECTURES: dict[str, Architecture] = {
         Architecture(
             "localvit_tnt",
             "LocalViT: Bringing Locality to Vision Transformers (arXiv 2104.05707)",
-            "TNT, a transformer within each patch beside that among them, with a depth-wise convolution over the map of patches.",
+            "TNT, a transformer within each patch and one among the patches, with a depth-wise convolution over the "
+            "map of patches.",
         ),
         Architecture(
             "nest",
@@ -208,17 +242,19 @@ ARCHITECTURES: dict[str, Architecture] = {
         Architecture(
             "swin",
             "Swin Transformer: Hierarchical Vision Transformer using Shifted Windows (arXiv 2103.14030)",
-            "A pyramid with attention within windows, which every second layer shifts, and a bias by relative position.",
+            "A pyramid with attention within windows, which every second layer shifts, and a bias by relative "
+            "position.",
         ),
         Architecture(
             "localvit_swin",
             "LocalViT: Bringing Locality to Vision Transformers (arXiv 2104.05707)",
-            "Swin with a depth-wise convolution over the map in its feed-forward layers, across the borders of windows.",
+            "Swin with a depth-wise convolution over the map in its feed-forward layers, across the borders of "
+            "windows.",
         ),
         Architecture(
             "swinv2",
             "Swin Transformer V2: Scaling Up Capacity and Resolution (arXiv 2111.09883)",
-            "Swin with norms behind each branch, cosine attention, and a bias made from the logarithm of the distance.",
+            "Swin with norms after each branch, cosine attention, and a bias made from the logarithm of the distance.",
         ),
         Architecture(
             "pvt_v2",
@@ -233,12 +269,14 @@ ARCHITECTURES: dict[str, Architecture] = {
         Architecture(
             "regionvit",
             "RegionViT: Regional-to-Local Attention for Vision Transformers (arXiv 2106.02689)",
-            "Windows of local tokens, each with a regional token; the regional ones attend to each other in every layer.",
+            "Windows of local tokens, each with a regional token; the regional ones attend to each other in every "
+            "layer.",
         ),
         Architecture(
             "coatnet",
             "CoAtNet: Marrying Convolution and Attention for All Data Sizes (arXiv 2106.04803)",
-            "Stages of inverted bottlenecks, then stages of attention on the whole map with a bias by relative position.",
+            "Stages of inverted bottlenecks, then stages of attention on the whole map with a bias by relative "
+            "position.",
         ),
         Architecture(
             "mvit",

@@ -1,6 +1,7 @@
 """Published variants by name: list them, and build their models and processors."""
 
 import fnmatch
+import importlib
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
@@ -10,7 +11,7 @@ from transformers.utils import is_torchvision_available
 
 from .errors import UserError
 from .modeling.configuration_vitf import VitfConfig, unknown_name_message
-from .registry import ARCHITECTURES, IMAGE_PROCESSORS, VIDEO_PROCESSORS, Architecture
+from .registry import ARCHITECTURES, CLIPS, IMAGES, Architecture
 
 
 def list_variants(pattern: str = "*") -> list[str]:
@@ -28,7 +29,9 @@ def find_variant(name: str) -> Architecture:
 
 
 def create_config(name: str, **overrides: Any) -> VitfConfig:
-    """The configuration of a variant, with some fields replaced. Raises UserError for a name or value that does not fit."""
+    """
+    The configuration of a variant, with some fields replaced. Raises UserError for a name or value that does not fit.
+    """
     config_class = find_variant(name).config_class
     try:
         return config_class.from_variant(name, **overrides)
@@ -38,18 +41,23 @@ def create_config(name: str, **overrides: Any) -> VitfConfig:
         raise UserError(str(error)) from error
 
 
-def create_model(name: str, head: str | None = None, **overrides: Any) -> PreTrainedModel:
+def create_model(name: str, head: str | None = None, pretrained: bool = False, **overrides: Any) -> PreTrainedModel:
     """
-    A model of a published variant with new random weights.
+    A model of a published variant, with new random weights or with published ones.
 
     Args:
-        name: A variant, for example `"vit_base_patch16_224"`.
+        name: A variant, for example `"vit_base_patch16_224"`; with `pretrained` also `"<variant>.<tag>"`, which names
+            one of its checkpoints.
         head: A suffix such as `"ForImageClassification"` (the default), `"Model"` or `"Backbone"`.
+        pretrained: Whether the published weights are downloaded and converted, or taken from the cache.
         overrides: Fields of the configuration that replace the variant's, for example `num_labels=10`.
 
     Raises:
-        UserError: if the variant, the head or a field does not exist.
+        UserError: if the variant, the head or a field does not exist, or the weights cannot be had.
     """
+    if pretrained:
+        # By name, as conversion scripts are: what converts and caches is built on this module.
+        return importlib.import_module(f"{__package__}.training.pretrained").load_pretrained(name, head, **overrides)
     architecture = find_variant(name)
     head = head or next(h for h in architecture.heads if h.endswith("Classification"))
     if head not in architecture.heads:
@@ -61,8 +69,8 @@ def create_processor(
     name: str, backend: str | None = None, **overrides: Any
 ) -> BaseImageProcessor | BaseVideoProcessor:
     """
-    The processor of a published variant: its size, crop, interpolation, mean and standard deviation, and for a video model
-    which frames it takes.
+    The processor of a published variant: its size, crop, interpolation, mean and standard deviation, and for a video
+    model which frames it takes.
 
     Args:
         name: A variant, for example `"vit_base_patch16_224"`.
@@ -74,12 +82,22 @@ def create_processor(
         UserError: if the variant, the backend or a field does not exist, or a value does not fit.
     """
     preprocessing = find_variant(name).config_class.preprocessing(name)
-    backends = VIDEO_PROCESSORS if "num_frames" in preprocessing else IMAGE_PROCESSORS
+    height, width = preprocessing.pop("image_size")
+    if "num_frames" in overrides and "num_frames" not in preprocessing:
+        raise UserError(f"{name} takes images, not clips: its processor has no field num_frames")
+    return make_processor({"size": {"height": height, "width": width}, **preprocessing, **overrides}, backend)
+
+
+def make_processor(fields: dict[str, Any], backend: str | None = None) -> BaseImageProcessor | BaseVideoProcessor:
+    """
+    The processor of images, or of clips where `num_frames` is given, with these fields. Errors as in
+    `create_processor`.
+    """
+    fields = dict(fields)
+    backends = (CLIPS if "num_frames" in fields else IMAGES).processors
     backend = backend or ("torchvision" if is_torchvision_available() else "pil")
     if backend not in backends:
         raise UserError(unknown_name_message("backend", backend, backends))
-    height, width = preprocessing.pop("image_size")
-    fields = {"size": {"height": height, "width": width}, **preprocessing, **overrides}
     if isinstance(fields["resample"], str):
         names = {resampling.name.lower(): resampling for resampling in PILImageResampling}
         if fields["resample"] not in names:

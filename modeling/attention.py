@@ -1,4 +1,5 @@
-"""Attention that every architecture shares: one dispatcher to transformers' attention interface, and plain self-attention.
+"""Attention that every architecture shares: one dispatcher to transformers' attention interface, and plain
+self-attention.
 
 Shapes: B batch, h heads, N query tokens, M key tokens, d head width, C channels.
 """
@@ -11,7 +12,9 @@ from .embeddings import apply_rotary
 
 
 def probabilities_of(scores: torch.Tensor) -> torch.Tensor:
-    """Softmax over the keys of (B, h, N, M). Half precision is too coarse for that and is widened; double stays double."""
+    """
+    Softmax over the keys of (B, h, N, M). Half precision is too coarse for that and is widened; double stays double.
+    """
     half = scores.dtype in (torch.float16, torch.bfloat16)
     return scores.softmax(-1, dtype=torch.float32 if half else scores.dtype).to(scores.dtype)
 
@@ -72,7 +75,7 @@ def attend(
     dropout = module.config.attention_probs_dropout_prob if module.training else 0.0
     learned_bias = position_bias is not None and position_bias.requires_grad
     implementation = "eager" if output_attentions else module.config._attn_implementation
-    if implementation == "sdpa" and query.is_cpu and (dropout or learned_bias):
+    if implementation == "sdpa" and query.is_cpu and (dropout or learned_bias) and not torch.jit.is_tracing():
         # CPUs have no fused kernel with dropout or with a gradient for the bias; what sdpa does instead is slower.
         implementation = "eager"
     interface = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
@@ -98,19 +101,21 @@ class SelfAttention(nn.Module):
     Multi-head self-attention with one fused projection: rows of `qkv` are [queries; keys; values], each by head.
 
     Args:
-        config: Gives the attention implementation and the two dropout rates.
-        hidden_size (`int`): C. num_heads (`int`): h, divides C. qkv_bias (`bool`): Bias of `qkv`; `proj` always has one.
+        config: Gives the attention implementation and the two dropout rates. hidden_size (`int`): C. num_heads (`int`):
+        h, divides C. qkv_bias (`bool`): Bias of `qkv`; `proj` always has one. head_dim (`int`, *optional*): d; C / h by
+        default. With another one, h need not divide C.
     """
 
     is_causal = False
 
-    def __init__(self, config, hidden_size: int, num_heads: int, qkv_bias: bool):
+    def __init__(self, config, hidden_size: int, num_heads: int, qkv_bias: bool, head_dim: int | None = None):
         super().__init__()
+        head_dim = head_dim or hidden_size // num_heads
         self.config = config
         self.num_heads = num_heads
-        self.scaling = (hidden_size // num_heads) ** -0.5
-        self.qkv = nn.Linear(hidden_size, 3 * hidden_size, bias=qkv_bias)
-        self.proj = nn.Linear(hidden_size, hidden_size)
+        self.scaling = head_dim**-0.5
+        self.qkv = nn.Linear(hidden_size, 3 * num_heads * head_dim, bias=qkv_bias)
+        self.proj = nn.Linear(num_heads * head_dim, hidden_size)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(
@@ -124,7 +129,11 @@ class SelfAttention(nn.Module):
         if rotary is not None:
             query, key = apply_rotary(query, *rotary), apply_rotary(key, *rotary)
         context, probabilities = attend(self, query, key, value, self.scaling, **kwargs)
-        return self.dropout(self.proj(context)), probabilities
+        return self.output(context), probabilities
+
+    def output(self, context: torch.Tensor) -> torch.Tensor:
+        """Projects what the heads read, side by side (B, N, h * d), to the output of the layer (B, N, C)."""
+        return self.dropout(self.proj(context))
 
 
 def mix_heads(maps: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
@@ -132,8 +141,8 @@ def mix_heads(maps: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> t
     Each head's map becomes a learned combination of all heads' maps.
 
     Args:
-        maps (`torch.Tensor` of shape `(B, h, N, M)`).
-        weight (`torch.Tensor` of shape `(h, h)`): Rows are the new heads. bias (`(h,)`): Added to each entry of a new map.
+        maps (`torch.Tensor` of shape `(B, h, N, M)`). weight (`torch.Tensor` of shape `(h, h)`): Rows are the new
+        heads. bias (`(h,)`): Added to each entry of a new map.
 
     Returns:
         `torch.Tensor` of shape `(B, h, N, M)`.

@@ -1,7 +1,7 @@
 """Keeps a published repository whole: whatever names code in an `auto_map` is saved together with that code.
 
-transformers itself copies code only for objects that were loaded from it, and keeps an `auto_map` in any case: a registered
-model that is loaded from the Hub and saved again would name files that are not there (transformers 5.23).
+transformers itself copies code only for objects that were loaded from it, and keeps an `auto_map` in any case: a
+registered model that is loaded from the Hub and saved again would name files that are not there (transformers 5.23).
 """
 
 import shutil
@@ -19,8 +19,8 @@ def write_code(auto_map: dict, folder: str | Path) -> dict:
         folder: An existing folder.
 
     Returns:
-        The `auto_map` without the entries whose code is neither here nor in the folder already. (A configuration that was
-        loaded alone has no modeling code beside it.)
+        The `auto_map` without the entries whose code is neither here nor in the folder already. (A configuration that
+        was loaded on its own has no modeling code next to it.)
     """
     here, folder = Path(__file__).parent, Path(folder)
 
@@ -48,11 +48,12 @@ class CodeFilesMixin:
     """
     For configurations and processors: where there is an `auto_map`, saving writes the code that it names.
 
-    The hook is `to_json_file`, because `save_pretrained(..., push_to_hub=True)` uploads what was written after it began.
+    The hook is `to_json_file`, because `save_pretrained(..., push_to_hub=True)` uploads what was written after it
+    began.
     """
 
     def to_json_file(self, json_file_path: str | Path, *args, **kwargs) -> None:
-        """Writes the JSON file, and beside it the code that its `auto_map` names."""
+        """Writes the JSON file, and next to it the code that its `auto_map` names."""
         auto_map = getattr(self, "auto_map", None)
         if not auto_map:
             super().to_json_file(json_file_path, *args, **kwargs)

@@ -21,9 +21,9 @@ _AT_384 = {"image_size": 384}
 @strict
 class VitfCaitConfig(VitfConfig):
     r"""
-    A ViT that stays trainable when it gets deep. Differs from ViT by layer scale, by attention whose heads talk before and
-    after the softmax (arXiv 2003.02436), and by a class token that only the last layers see: these gather the patches into
-    it and leave the patches as they are.
+    A ViT that stays trainable when it gets deep. Differs from ViT by layer scale, by attention whose heads talk before
+    and after the softmax (arXiv 2003.02436), and by a class token that only the last layers see: these gather the
+    patches into it and leave the patches as they are.
 
     Args:
         patch_size (`int` or `(int, int)`, *optional*, defaults to 16): Height and width of a patch, in pixels.
@@ -37,8 +37,8 @@ class VitfCaitConfig(VitfConfig):
         qkv_bias (`bool`, *optional*, defaults to `True`): Whether queries, keys and values have a bias.
         layer_scale_init_value (`float`, *optional*, defaults to 1e-5): Initial value of layer scale.
 
-    The other fields are those of [`VitfConfig`]. `drop_path_rate` is the same in every layer over the patches; the layers of
-    the class token drop no path.
+    The other fields are those of [`VitfConfig`]. `drop_path_rate` is the same in every layer over the patches; the
+    layers of the class token drop no path.
     """
 
     model_type = "vitf_cait"

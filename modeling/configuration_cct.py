@@ -29,8 +29,9 @@ _FLOWERS = {"num_labels": 102, "image_mean": (0.4353, 0.3773, 0.2872), "image_st
 @strict
 class VitfCctConfig(VitfConfig):
     r"""
-    Compact Transformers for small data sets. Differ from ViT by a convolutional tokenizer (CCT), by pooling the sequence
-    with learned weights in place of a class token (CCT, CVT), and by a second norm on the residual stream of each layer.
+    Compact Transformers for small data sets. Differ from ViT by a convolutional tokenizer (CCT), by pooling the
+    sequence with learned weights in place of a class token (CCT, CVT), and by a second norm on the residual stream of
+    each layer.
 
     Args:
         hidden_size (`int`, *optional*, defaults to 256): Width of a token, in channels.
@@ -42,8 +43,8 @@ class VitfCctConfig(VitfConfig):
             Blocks of convolution, ReLU and max-pooling in the tokenizer; 0 for plain patches (CVT, ViT-Lite).
         kernel_size, stride, padding (`int`, *optional*, defaults to 3, 1, 1):
             Of each convolution, in pixels. Plain patches: kernel and stride are the size of a patch, padding 0.
-        pooling_kernel_size, pooling_stride, pooling_padding (`int`, *optional*, defaults to 3, 2, 1): Of the max-pooling.
-        pooling (`str`, *optional*, defaults to `"sequence"`):
+        pooling_kernel_size, pooling_stride, pooling_padding (`int`, *optional*, defaults to 3, 2, 1): Of the
+        max-pooling. pooling (`str`, *optional*, defaults to `"sequence"`):
             What the head reads: `"sequence"`, a learned weighted mean of all tokens; `"cls"`, a class token (ViT-Lite).
         position_embedding_type (`str`, *optional*, defaults to `"learned"`):
             `"learned"`; `"sine"`, a fixed table over the flattened sequence; or `"none"`.
@@ -121,6 +122,10 @@ class VitfCctConfig(VitfConfig):
         if self.num_conv_layers:
             stride = (self.stride * self.pooling_stride) ** self.num_conv_layers
         return [(stride, stride)] * len(self.stage_names)
+
+    @property
+    def size_multiple(self) -> tuple[int, int]:
+        return (1, 1) if self.num_conv_layers else self.stage_strides[0]
 
 
 __all__ = ["VitfCctConfig"]

@@ -1,4 +1,7 @@
-"""Configuration of CoAtNet (Dai et al., "CoAtNet: Marrying Convolution and Attention for All Data Sizes", arXiv 2106.04803)."""
+"""
+Configuration of CoAtNet (Dai et al., "CoAtNet: Marrying Convolution and Attention for All Data Sizes", arXiv
+2106.04803).
+"""
 
 from typing import Any, ClassVar, Literal
 
@@ -35,22 +38,23 @@ _RMLP_2 = {
 @strict
 class VitfCoatnetConfig(VitfPyramidConfig):
     r"""
-    CoAtNet. Differs from ViT by stages that begin as convolutional ones (inverted bottlenecks with squeeze-and-excitation),
-    attention with a bias by relative position on the whole map in the others, and no other positions or class token.
+    CoAtNet. Differs from ViT by stages that begin as convolutional ones (inverted bottlenecks with
+    squeeze-and-excitation), attention with a bias by relative position on the whole map in the others, and no other
+    positions or class token.
 
-    No official code or weights exist: the fields below are the choices in which timm's models, the reference, differ from each
-    other. The defaults are those of its models after the paper, `coatnet_0_224`; the "rw" ones have weights.
+    No official code or weights exist: the fields below are the choices in which timm's models, the reference, differ
+    from each other. The defaults are those of its models after the paper, `coatnet_0_224`; the "rw" ones have weights.
 
     Args:
-        patch_size (`int`, *optional*, defaults to 2): Stride of the stem, in pixels. Every stage halves the map once more.
-        stem_channels (`list[int]`, *optional*, defaults to `[64, 64]`): Channels of the two convolutions of the stem.
-        hidden_sizes (`list[int]`, *optional*, defaults to `[96, 192, 384, 768]`): Channels of each stage.
-        depths (`list[int]`, *optional*, defaults to `[2, 3, 5, 2]`): Layers of each stage.
-        conv_depths (`list[int]`, *optional*, defaults to `[2, 3, 0, 0]`):
+        patch_size (`int`, *optional*, defaults to 2): Stride of the stem, in pixels. Every stage halves the map once
+        more. stem_channels (`list[int]`, *optional*, defaults to `[64, 64]`): Channels of the two convolutions of the
+        stem. hidden_sizes (`list[int]`, *optional*, defaults to `[96, 192, 384, 768]`): Channels of each stage. depths
+        (`list[int]`, *optional*, defaults to `[2, 3, 5, 2]`): Layers of each stage. conv_depths (`list[int]`,
+        *optional*, defaults to `[2, 3, 0, 0]`):
             How many of these, the first ones, are convolutional.
-        num_heads (`list[int]`, *optional*, defaults to `[3, 6, 12, 24]`):
-            Attention heads of each stage; a stage without attention has none of them. The first layer of a stage attends with
-            fewer, as wide ones, where `expand_first` is `False`.
+        num_heads (`list[int]`, *optional*, defaults to `[3, 6, 12, 24]`): Attention heads of each stage; a stage
+            without attention has none of them. The first layer of a stage attends with fewer, as wide ones, where
+            `expand_first` is `False`.
         conv_layer_type (`str`, *optional*, defaults to `"mbconv"`):
             Convolutional layers: `"mbconv"`, inverted bottlenecks with batch norms, or `"convnext"` (arXiv 2201.03545).
         conv_act (`str`, *optional*, defaults to `"gelu"`): Activation of the stem and of inverted bottlenecks.
@@ -58,17 +62,16 @@ class VitfCoatnetConfig(VitfPyramidConfig):
             Whether it also follows the first norm of an inverted bottleneck.
         conv_expand_ratio (`float`, *optional*, defaults to 4.0):
             Channels inside a convolutional layer over those of its output, or of its input.
-        expand_output (`bool`, *optional*, defaults to `True`): Whether over those of the output, in inverted bottlenecks.
-        conv_bias (`bool`, *optional*, defaults to `True`):
+        expand_output (`bool`, *optional*, defaults to `True`): Whether over those of the output, in inverted
+        bottlenecks. conv_bias (`bool`, *optional*, defaults to `True`):
             Whether the last convolution of a convolutional layer and the one on its shortcut have a bias.
         stride_mode (`str`, *optional*, defaults to `"dw"`):
             What shrinks the map in a convolutional layer: the depth-wise convolution (`"dw"`), the one that expands it
             (`"1x1"`, the paper's choice), or an average before that (`"pool"`).
-        pool_type (`str`, *optional*, defaults to `"average"`):
-            What shrinks the map on shortcuts and before attention: `"average"` of 2 x 2 or `"max"` of 3 x 3, as in the paper.
-        se_ratio (`float`, *optional*, defaults to 0.25):
-            Channels that squeeze-and-excitation squeezes to, over those of the output with `expand_output`, else over those it
-            weights.
+        pool_type (`str`, *optional*, defaults to `"average"`): What shrinks the map on shortcuts and before attention:
+            `"average"` of 2 x 2 or `"max"` of 3 x 3, as in the paper.
+        se_ratio (`float`, *optional*, defaults to 0.25): Channels that squeeze-and-excitation squeezes to, over those
+            of the output with `expand_output`, else over those it weights.
         se_act (`str`, *optional*, defaults to `"silu"`): Its activation.
         se_position (`str`, *optional*, defaults to `"after_norm"`):
             Where it stands: after the norm of the depth-wise convolution and the activation, or `"before_norm"`.
@@ -78,19 +81,18 @@ class VitfCoatnetConfig(VitfPyramidConfig):
             Whether the first attention of a stage works at the width of its output, or at that of its input.
         shortcut_bias (`bool`, *optional*, defaults to `True`):
             Whether the convolution on the shortcut of an attention layer has a bias.
-        position_bias_type (`str`, *optional*, defaults to `"table"`):
-            `"table"` learns a bias for each relative position and head, `"mlp"` makes it of the logarithm of the distances by
-            a network of two layers.
-        position_bias_size (`int`, *optional*, defaults to 512): Width of that network.
-        position_bias_dropout_prob (`float`, *optional*, defaults to 0.125): Dropout within that network.
-        norm_type (`str`, *optional*, defaults to `"layer"`): Norms of attention layers and the last one: `"layer"` or `"batch"`.
-        layer_scale_init_value (`float`, *optional*):
+        position_bias_type (`str`, *optional*, defaults to `"table"`): `"table"` learns a bias for each relative
+            position and head, `"mlp"` makes it of the logarithm of the distances by a network of two layers.
+        position_bias_size (`int`, *optional*, defaults to 512): Width of that network. position_bias_dropout_prob
+        (`float`, *optional*, defaults to 0.125): Dropout within that network. norm_type (`str`, *optional*, defaults to
+        `"layer"`): Norms of attention layers and the last one: `"layer"` or `"batch"`. layer_scale_init_value (`float`,
+        *optional*):
             Initial value of layer scale (arXiv 2103.17239) in attention layers; none by default.
-        representation_size (`int`, *optional*):
-            Width of a tanh layer before the classifier, which then reads the norm of the mean, not the mean of the norms.
-        initialization (`str`, *optional*, defaults to `"vit_eff"`):
-            `"vit_eff"`: convolutions normal by their fan-out, attention layers Xavier uniform; `"normal"`: both normal with
-            `initializer_range`. ConvNeXt layers are PyTorch's own in either.
+        representation_size (`int`, *optional*): Width of a tanh layer before the classifier, which then reads the norm
+            of the mean, not the mean of the norms.
+        initialization (`str`, *optional*, defaults to `"vit_eff"`): `"vit_eff"`: convolutions normal by their fan-out,
+            attention layers Xavier uniform; `"normal"`: both normal with `initializer_range`. ConvNeXt layers are
+            PyTorch's own in either.
 
     The other fields are those of [`VitfConfig`]. `layer_norm_eps` is also that of batch norms in attention layers.
     """
@@ -271,7 +273,8 @@ class VitfCoatnetConfig(VitfPyramidConfig):
                 )
             if conv_depth == 0 and not self.expand_first and narrow % (wide // heads):
                 raise ValueError(
-                    f"{name}: expand_first=False, but {narrow} channels are no multiple of the {wide // heads} of a head"
+                    f"{name}: expand_first=False, but {narrow} channels are no multiple of the {wide // heads} of a "
+                    f"head"
                 )
 
 

@@ -1,7 +1,7 @@
-"""Configuration of ConViT (d'Ascoli et al., "ConViT: Improving Vision Transformers with Soft Convolutional Inductive Biases",
-arXiv 2103.10697)."""
+"""Configuration of ConViT (d'Ascoli et al., "ConViT: Improving Vision Transformers with Soft Convolutional Inductive
+Biases", arXiv 2103.10697)."""
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
 
@@ -11,8 +11,9 @@ from .configuration_vitf import VitfConfig, check_divides
 @strict
 class VitfConvitConfig(VitfConfig):
     r"""
-    ViT that starts as a convolution and can unlearn it. Differs from ViT by gated positional self-attention in the first
-    layers: each head weighs content against a learned relative position; the class token joins after these layers.
+    ViT that starts as a convolution and can unlearn it. Differs from ViT by gated positional self-attention in the
+    first layers: each head weighs content against a learned relative position; the class token joins after these
+    layers.
 
     Args:
         patch_size (`int` or `(int, int)`, *optional*, defaults to 16): Height and width of a patch, in pixels.
@@ -27,8 +28,11 @@ class VitfConvitConfig(VitfConfig):
         mlp_ratio (`float`, *optional*, defaults to 4.0): Width of the feed-forward layer over `hidden_size`.
         hidden_act (`str`, *optional*, defaults to `"gelu"`): Activation.
         qkv_bias (`bool`, *optional*, defaults to `False`): Whether queries, keys and values have a bias.
+        position_embedding_type (`str`, *optional*, defaults to `"learned"`):
+            What is added to the patches: a `"learned"` table, or `"none"`, so that only gated attention knows places.
 
-    The other fields are those of [`VitfConfig`]. In gated layers `attention_probs_dropout_prob` acts on attention by content.
+    The other fields are those of [`VitfConfig`]. In gated layers `attention_probs_dropout_prob` acts on attention by
+    content.
     """
 
     model_type = "vitf_convit"
@@ -49,6 +53,7 @@ class VitfConvitConfig(VitfConfig):
     mlp_ratio: float | int = 4.0
     hidden_act: str = "gelu"
     qkv_bias: bool = False
+    position_embedding_type: Literal["learned", "none"] = "learned"
 
     def validate_geometry(self):
         check_divides(self, "patch_size", "image_size")

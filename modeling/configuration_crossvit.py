@@ -13,7 +13,8 @@ CONVOLUTIONS = {
     16: ((7, 4, 3), (3, 2, 1), (3, 2, 1)),
 }
 
-# Table 1 of arXiv 2103.14899; IBM/CrossViT@3f7ab77 models/crossvit.py. The numbers in the names are those of the large branch.
+# Table 1 of arXiv 2103.14899; IBM/CrossViT@3f7ab77 models/crossvit.py. The numbers in the names are those of the large
+# branch.
 _TINY = {"hidden_sizes": [96, 192], "num_heads": [3, 3]}
 _BASE = {"hidden_sizes": [384, 768], "num_heads": [12, 12]}
 _9 = {"hidden_sizes": [128, 256], "num_heads": [4, 4], "depths": [[1, 3]] * 3, "mlp_ratios": [3, 3]}
@@ -26,27 +27,26 @@ _AT_384 = {"image_size": 408, "large_branch_scale": [16, 17]}
 @strict
 class VitfCrossvitConfig(VitfConfig):
     r"""
-    Two branches with patches of different size. Differs from ViT in that the small branch cuts the image into small patches,
-    the large branch a scaled copy into large ones, and at the end of each stage the class token of either branch attends to
-    the patches of the other. Lists of two numbers are of the small and of the large branch.
+    Two branches with patches of different size. Differs from ViT in that the small branch cuts the image into small
+    patches, the large branch a scaled copy into large ones, and at the end of each stage the class token of either
+    branch attends to the patches of the other. Lists of two numbers are of the small and of the large branch.
 
     Args:
-        large_branch_scale (`[int, int]`, *optional*, defaults to `[14, 15]`):
-            Side of the image that the large branch sees over the side that the small one sees, as numerator and denominator;
-            the side is rounded to whole patches. `image_size` is what the small branch sees.
-        input_resizing (`str`, *optional*, defaults to `"native"`):
-            `"native"`: the small branch sees an image as it is, and positions are resized to it. `"fixed"`: every image is
-            resized to `image_size`, as the original does; feature maps then have the same size for all images. At
-            `image_size` both are the same.
+        large_branch_scale (`[int, int]`, *optional*, defaults to `[14, 15]`): Side of the image that the large branch
+            sees over the side that the small one sees, as numerator and denominator; the side is rounded to whole
+            patches. `image_size` is what the small branch sees.
+        input_resizing (`str`, *optional*, defaults to `"native"`): `"native"`: the small branch sees an image as it is,
+            and positions are resized to it. `"fixed"`: every image is resized to `image_size`, as the original does;
+            feature maps then have the same size for all images. At `image_size` both are the same.
         patch_sizes (`[int, int]`, *optional*, defaults to `[12, 16]`): Height and width of a patch, in pixels.
         patch_embedding_type (`str`, *optional*, defaults to `"linear"`):
             `"linear"`, or `"convolutional"`: three convolutions, for patches of 12 and 16 pixels (the paper's dagger).
-        hidden_sizes (`[int, int]`, *optional*, defaults to `[192, 384]`): Width of a token, in channels.
-        depths (`list` of `[int, int]`, *optional*, defaults to three times `[1, 4]`): Layers of each stage.
-        num_heads (`[int, int]`, *optional*, defaults to `[6, 6]`): Heads; must divide `hidden_sizes`.
-        mlp_ratios (`[float, float]`, *optional*, defaults to `[4, 4]`): Width of the feed-forward layer over that of a token.
-        hidden_act (`str`, *optional*, defaults to `"gelu"`): Activation.
-        qkv_bias (`bool`, *optional*, defaults to `True`): Whether queries, keys and values have a bias.
+        hidden_sizes (`[int, int]`, *optional*, defaults to `[192, 384]`): Width of a token, in channels. depths (`list`
+        of `[int, int]`, *optional*, defaults to three times `[1, 4]`): Layers of each stage. num_heads (`[int, int]`,
+        *optional*, defaults to `[6, 6]`): Heads; must divide `hidden_sizes`. mlp_ratios (`[float, float]`, *optional*,
+        defaults to `[4, 4]`): Width of the feed-forward layer over that of a token. hidden_act (`str`, *optional*,
+        defaults to `"gelu"`): Activation. qkv_bias (`bool`, *optional*, defaults to `True`): Whether queries, keys and
+        values have a bias.
 
     The other fields are those of [`VitfConfig`].
     """
@@ -105,8 +105,8 @@ class VitfCrossvitConfig(VitfConfig):
             )
         if self.patch_embedding_type == "convolutional" and not set(self.patch_sizes) <= set(CONVOLUTIONS):
             raise ValueError(
-                f"VitfCrossvitConfig: patch_embedding_type='convolutional' needs patch_sizes of {list(CONVOLUTIONS)}, not "
-                f"{self.patch_sizes}"
+                f"VitfCrossvitConfig: patch_embedding_type='convolutional' needs patch_sizes of {list(CONVOLUTIONS)}, "
+                f"not {self.patch_sizes}"
             )
 
     @property
@@ -115,12 +115,21 @@ class VitfCrossvitConfig(VitfConfig):
         return len(self.depths)
 
     @property
+    def hidden_size(self) -> int:
+        """Channels of both branches: models that contain an encoder read the width of its outputs by this name."""
+        return sum(self.hidden_sizes)
+
+    @property
+    def size_multiple(self) -> tuple[int, int]:
+        return (1, 1) if self.input_resizing == "fixed" else self.stage_strides[0]
+
+    @property
     def stage_channels(self) -> list[int]:
         return [self.hidden_sizes[0]] * len(self.stage_names)
 
     @property
     def stage_strides(self) -> list[tuple[int, int]]:
-        """Those of the small branch, whose patches are the feature maps."""
+        """The strides of the small branch, whose patches are the feature maps."""
         return [pair(self.patch_sizes[0])] * len(self.stage_names)
 
     def branch_image_size(self, branch: int, height: int, width: int) -> tuple[int, int]:

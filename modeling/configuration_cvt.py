@@ -16,8 +16,9 @@ _384 = {"image_size": 384, "crop_pct": None}
 @strict
 class VitfCvtConfig(VitfPyramidConfig):
     r"""
-    CvT. Differs from ViT by convolutions: overlapping ones make the tokens of each of three stages, and depth-wise ones stand
-    before the projections of queries, keys and values. There are no positions, and a class token in the last stage alone.
+    CvT. Differs from ViT by convolutions: overlapping ones make the tokens of each of three stages, and depth-wise ones
+    stand before the projections of queries, keys and values. There are no positions, and a class token only in the
+    last stage.
 
     Args:
         patch_size (`int` or `(int, int)`, *optional*, defaults to 4):
@@ -32,7 +33,8 @@ class VitfCvtConfig(VitfPyramidConfig):
         qkv_bias (`bool`, *optional*, defaults to `True`): Bias of queries, keys and values.
         mlp_ratio (`float`, *optional*, defaults to 4.0): Width of the feed-forward layer over that of the stage.
         hidden_act (`str`, *optional*, defaults to `"quick_gelu"`):
-            Activation. The published weights were trained with this one, though transformers' CvT runs them with `"gelu"`.
+            Activation. The published weights were trained with this one, though transformers' CvT runs them with
+            `"gelu"`.
         drop_path_rate (`float`, *optional*, defaults to 0.1):
             Of the last layer, rising linearly from 0 within the last stage; the stages before have none.
 

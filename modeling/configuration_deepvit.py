@@ -6,7 +6,8 @@ from huggingface_hub.dataclasses import strict
 
 from .configuration_vitf import HALF_MEAN, HALF_STD, VitfConfig, check_divides, pair
 
-# zhoudaquan/dvit_repo@1ccb152 models/deep_vision_transformer.py: patches through convolutions, re-attention in the last layers.
+# zhoudaquan/dvit_repo@1ccb152 models/deep_vision_transformer.py: patches through convolutions, re-attention in the last
+# layers.
 _CONVOLUTIONAL = {"patch_embedding_type": "convolutional", "scale_adjustment": 0.5}
 _S = {
     **_CONVOLUTIONAL,
@@ -26,13 +27,14 @@ _L = {
 @strict
 class VitfDeepvitConfig(VitfConfig):
     r"""
-    A ViT whose deep layers keep attending to different tokens. Differs from ViT by re-attention: after the softmax the heads'
-    maps are mixed by a learned matrix and normalised over the batch.
+    A ViT whose deep layers keep attending to different tokens. Differs from ViT by re-attention: after the softmax the
+    heads' maps are mixed by a learned matrix and normalised over the batch.
 
     Args:
         patch_size (`int` or `(int, int)`, *optional*, defaults to 16): Height and width of a patch, in pixels.
         patch_embedding_type (`str`, *optional*, defaults to `"linear"`):
-            `"linear"`, one projection of each patch; `"convolutional"`, two convolutions at half the resolution before it.
+            `"linear"`, one projection of each patch; `"convolutional"`, two convolutions at half the resolution before
+            it.
         hidden_size (`int`, *optional*, defaults to 384): Width of a token, in channels.
         num_hidden_layers (`int`, *optional*, defaults to 16): Layers.
         num_attention_heads (`int`, *optional*, defaults to 12): Heads; must divide `hidden_size`.
@@ -90,7 +92,8 @@ class VitfDeepvitConfig(VitfConfig):
             raise ValueError(f"VitfDeepvitConfig: scale_adjustment={self.scale_adjustment} is not positive")
         if self.patch_embedding_type == "convolutional" and any(size % 2 for size in pair(self.patch_size)):
             raise ValueError(
-                f"VitfDeepvitConfig: patch_embedding_type='convolutional' needs an even patch_size, not {self.patch_size}"
+                f"VitfDeepvitConfig: patch_embedding_type='convolutional' needs an even patch_size, "
+                f"not {self.patch_size}"
             )
 
     @property

@@ -15,8 +15,8 @@ _BASE = {"hidden_size": 768, "num_attention_heads": 12}
 @strict
 class VitfDeitConfig(VitfConfig):
     r"""
-    ViT trained on ImageNet-1k alone. Differs from ViT by a distillation token that learns from a teacher next to the class
-    token, with a head of its own (section 4 of the paper); exact GELU; bicubic resizing of positions.
+    ViT trained on ImageNet-1k only. Differs from ViT by a distillation token that learns from a teacher next to the
+    class token, with a head of its own (section 4 of the paper); exact GELU; bicubic resizing of positions.
 
     Args:
         distilled (`bool`, *optional*, defaults to `True`): Whether there are a distillation token and its head.

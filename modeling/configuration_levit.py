@@ -10,8 +10,8 @@ from .configuration_vitf import VitfPyramidConfig
 @strict
 class VitfLevitConfig(VitfPyramidConfig):
     r"""
-    LeViT. Differs from ViT by a convolutional stem, stages between which attention itself shrinks the map, biases by relative
-    offset in place of positions, and batch norms, which inference folds into the layers before them.
+    LeViT. Differs from ViT by a convolutional stem, stages between which attention itself shrinks the map, biases by
+    relative offset in place of positions, and batch norms, which inference folds into the layers before them.
 
     Args:
         distilled (`bool`, *optional*, defaults to `True`):
@@ -30,8 +30,8 @@ class VitfLevitConfig(VitfPyramidConfig):
         hidden_act (`str`, *optional*, defaults to `"hardswish"`): Activation.
         drop_path_rate (`float`, *optional*, defaults to 0.0): The same for all layers.
         fused (`bool`, *optional*, defaults to `False`):
-            Whether batch norms are folded into the layers beside them. [`VitfLevitPreTrainedModel.fuse`] sets it; a new model
-            with it is there to load the weights of a fused one.
+            Whether batch norms are folded into the neighbouring layers. [`VitfLevitPreTrainedModel.fuse`] sets it; a
+            new model with it is there to load the weights of a fused one.
 
     The other fields are those of [`VitfConfig`]; there is no LayerNorm for `layer_norm_eps`.
     """

@@ -22,14 +22,14 @@ class VitfLocalvitConfig(VitfConfig):
         mlp_ratio (`float`, *optional*, defaults to 4.0): Channels inside a feed-forward layer over `hidden_size`.
         hidden_act (`str`, *optional*, defaults to `"hardswish"`): Activation of the feed-forward layers.
         channel_attention (`str`, *optional*, defaults to `"se"`):
-            What weights the channels inside a feed-forward layer by their mean over the map: `"se"`, squeeze-and-excitation
-            (arXiv 1709.01507); `"eca"`, a convolution over neighbouring channels (arXiv 1910.03151); `"eca_hard"`, the same with
-            a hard sigmoid; `"none"`.
-        se_reduction (`int`, *optional*, defaults to 192): Channels inside a feed-forward layer over those that `"se"` squeezes
-            them to.
+            What weights the channels inside a feed-forward layer by their mean over the map: `"se"`,
+            squeeze-and-excitation (arXiv 1709.01507); `"eca"`, a convolution over neighbouring channels (arXiv
+            1910.03151); `"eca_hard"`, the same with a hard sigmoid; `"none"`.
+        se_reduction (`int`, *optional*, defaults to 192): Channels inside a feed-forward layer over those that `"se"`
+            squeezes them to.
         qkv_bias (`bool`, *optional*, defaults to `True`): Whether queries, keys and values have a bias.
 
-    The other fields are those of [`VitfConfig`]; `drop_path_rate` and dropout leave the feed-forward layers alone.
+    The other fields are those of [`VitfConfig`]; `drop_path_rate` and dropout do not act on the feed-forward layers.
     """
 
     model_type = "vitf_localvit"
@@ -70,8 +70,8 @@ def check_squeezes(config: VitfConfig, field: str, reductions: list[int], inner_
     for reduction, channels in zip(reductions, inner_channels, strict=True):
         if not 0 < reduction <= channels:
             raise ValueError(
-                f"{type(config).__name__}: {field}={getattr(config, field)} is not between 1 and the {channels} channels "
-                f"inside a feed-forward layer"
+                f"{type(config).__name__}: {field}={getattr(config, field)} is not between 1 and the {channels} "
+                f"channels inside a feed-forward layer"
             )
 
 

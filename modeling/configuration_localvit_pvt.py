@@ -1,5 +1,5 @@
-"""Configuration of LocalViT (Li et al., "LocalViT: Bringing Locality to Vision Transformers", arXiv 2104.05707) on the body
-of PVT."""
+"""Configuration of LocalViT (Li et al., "LocalViT: Bringing Locality to Vision Transformers", arXiv 2104.05707) on the
+body of PVT."""
 
 from typing import Any, ClassVar, Literal
 
@@ -12,20 +12,19 @@ from .configuration_pvt import VitfPvtConfig
 @strict
 class VitfLocalvitPvtConfig(VitfPvtConfig):
     r"""
-    A PVT whose feed-forward layers look at the neighbours of a patch. Differs from ViT by stages of attention to a smaller
-    map, and by feed-forward layers that are inverted residual blocks over the map, without a LayerNorm before them; the class
-    token passes them by.
+    A PVT whose feed-forward layers look at the neighbours of a patch. Differs from ViT by stages of attention to a
+    smaller map, and by feed-forward layers that are inverted residual blocks over the map, without a LayerNorm before
+    them; the class token passes them by.
 
     Args:
         hidden_act (`str`, *optional*, defaults to `"hardswish"`): Activation of the feed-forward layers.
         channel_attention (`str`, *optional*, defaults to `"se"`):
-            What weights the channels inside a feed-forward layer, as in [`VitfLocalvitConfig`]: `"se"`, `"eca"`, `"eca_hard"`
-            or `"none"`.
-        se_reductions (`list[int]`, *optional*, defaults to `[64, 128, 320, 512]`):
-            For each stage, channels inside a feed-forward layer over those that `"se"` squeezes them to; the original has
-            `hidden_sizes`.
+            What weights the channels inside a feed-forward layer, as in [`VitfLocalvitConfig`]: `"se"`, `"eca"`,
+            `"eca_hard"` or `"none"`.
+        se_reductions (`list[int]`, *optional*, defaults to `[64, 128, 320, 512]`): For each stage, channels inside a
+            feed-forward layer over those that `"se"` squeezes them to; the original has `hidden_sizes`.
 
-    The other fields are those of [`VitfPvtConfig`]; `drop_path_rate` and dropout leave the feed-forward layers alone.
+    The other fields are those of [`VitfPvtConfig`]; `drop_path_rate` and dropout do not act on the feed-forward layers.
     """
 
     model_type = "vitf_localvit_pvt"

@@ -1,5 +1,5 @@
-"""Configuration of LocalViT (Li et al., "LocalViT: Bringing Locality to Vision Transformers", arXiv 2104.05707) on the body
-of Swin."""
+"""Configuration of LocalViT (Li et al., "LocalViT: Bringing Locality to Vision Transformers", arXiv 2104.05707) on the
+body of Swin."""
 
 from typing import Any, ClassVar, Literal
 
@@ -13,18 +13,19 @@ from .configuration_swin import VitfSwinConfig
 class VitfLocalvitSwinConfig(VitfSwinConfig):
     r"""
     A Swin whose feed-forward layers look across the borders of windows. Differs from ViT by stages of attention within
-    shifted windows, and by feed-forward layers that are inverted residual blocks over the map, without a LayerNorm before them.
+    shifted windows, and by feed-forward layers that are inverted residual blocks over the map, without a LayerNorm
+    before them.
 
     Args:
         hidden_act (`str`, *optional*, defaults to `"hardswish"`): Activation of the feed-forward layers.
         channel_attention (`str`, *optional*, defaults to `"se"`):
-            What weights the channels inside a feed-forward layer, as in [`VitfLocalvitConfig`]: `"se"`, `"eca"`, `"eca_hard"`
-            or `"none"`.
-        se_reductions (`list[int]`, *optional*, defaults to `[24, 48, 96, 192]`):
-            For each stage, channels inside a feed-forward layer over those that `"se"` squeezes them to; the original has a
-            quarter of `hidden_sizes`.
+            What weights the channels inside a feed-forward layer, as in [`VitfLocalvitConfig`]: `"se"`, `"eca"`,
+            `"eca_hard"` or `"none"`.
+        se_reductions (`list[int]`, *optional*, defaults to `[24, 48, 96, 192]`): For each stage, channels inside a
+            feed-forward layer over those that `"se"` squeezes them to; the original has a quarter of `hidden_sizes`.
 
-    The other fields are those of [`VitfSwinConfig`]; `drop_path_rate` and dropout leave the feed-forward layers alone.
+    The other fields are those of [`VitfSwinConfig`]; `drop_path_rate` and dropout do not act on the feed-forward
+    layers.
     """
 
     model_type = "vitf_localvit_swin"

@@ -1,5 +1,5 @@
-"""Configuration of LocalViT (Li et al., "LocalViT: Bringing Locality to Vision Transformers", arXiv 2104.05707) on the body
-of TNT (Han et al., "Transformer in Transformer", arXiv 2103.00112)."""
+"""Configuration of LocalViT (Li et al., "LocalViT: Bringing Locality to Vision Transformers", arXiv 2104.05707) on the
+body of TNT (Han et al., "Transformer in Transformer", arXiv 2103.00112)."""
 
 from typing import Any, ClassVar
 
@@ -12,9 +12,9 @@ from .configuration_vitf import check_divides, pair
 @strict
 class VitfLocalvitTntConfig(VitfLocalvitConfig):
     r"""
-    A TNT whose feed-forward layers look at the neighbours of a patch. Differs from ViT by a second transformer in every layer,
-    on the pixel tokens within each patch, which it adds to that patch; and by feed-forward layers that are inverted residual
-    blocks over the map of patches, without a LayerNorm before them, which the class token passes by.
+    A TNT whose feed-forward layers look at the neighbours of a patch. Differs from ViT by a second transformer in every
+    layer, on the pixel tokens within each patch, which it adds to that patch; and by feed-forward layers that are
+    inverted residual blocks over the map of patches, without a LayerNorm before them, which the class token passes by.
 
     Args:
         num_attention_heads (`int`, *optional*, defaults to 3): Heads among patches; must divide `hidden_size`.
@@ -28,8 +28,8 @@ class VitfLocalvitTntConfig(VitfLocalvitConfig):
             Distance of pixel tokens, in pixels; must divide `patch_size`. Each is made of 7 x 7 pixels.
         qkv_bias (`bool`, *optional*, defaults to `False`): Whether queries, keys and values have a bias.
 
-    The other fields are those of [`VitfLocalvitConfig`]; `drop_path_rate` and dropout leave the feed-forward layers over the map
-    alone.
+    The other fields are those of [`VitfLocalvitConfig`]; `drop_path_rate` and dropout do not act on the
+    feed-forward layers over the map.
     """
 
     model_type = "vitf_localvit_tnt"

@@ -1,5 +1,5 @@
-"""Configuration of MViT for images (Fan et al., "Multiscale Vision Transformers", arXiv 2104.11227; Li et al., "MViTv2: Improved
-Multiscale Vision Transformers for Classification and Detection", arXiv 2112.01526)."""
+"""Configuration of MViT for images (Fan et al., "Multiscale Vision Transformers", arXiv 2104.11227; Li et al., "MViTv2:
+Improved Multiscale Vision Transformers for Classification and Detection", arXiv 2112.01526)."""
 
 from typing import Any, ClassVar, Literal
 
@@ -20,19 +20,21 @@ LARGE = {
     "hidden_sizes": [144, 288, 576, 1152],
     "depths": [2, 6, 36, 4],
     "num_heads": [2, 4, 8, 16],
-    # So in the published files and in arXiv 2112.01526, table 1; SlowFast's configuration of the video model says otherwise.
+    # So in the published files and in arXiv 2112.01526, table 1; SlowFast's configuration of the video model says
+    # otherwise.
     "dim_mul_in_att": False,
 }
 _BASE = {"depths": DEPTHS_24, "drop_path_rate": 0.3}
-# facebookresearch/mvit@dfbdfdf names the files without their arguments; these are from timm 1.0.31 timm/models/mvitv2.py.
+# facebookresearch/mvit@dfbdfdf names the files without their arguments; these are from timm 1.0.31
+# timm/models/mvitv2.py.
 _21K = {"use_cls_token": True, "num_labels": 19168}
 
 
 @strict
 class VitfMvitConfig(VitfPyramidConfig):
     r"""
-    Multiscale Vision Transformer, for images. Differs from ViT by attention whose queries, keys and values are pooled over the
-    map, which so gets smaller, and wider, from stage to stage.
+    Multiscale Vision Transformer, for images. Differs from ViT by attention whose queries, keys and values are pooled
+    over the map, which so gets smaller, and wider, from stage to stage.
 
     Args:
         patch_size (`int` or `(int, int)`, *optional*, defaults to 4):
@@ -42,22 +44,27 @@ class VitfMvitConfig(VitfPyramidConfig):
         num_heads (`list[int]`, *optional*, defaults to `[1, 2, 4, 8]`): Heads of each stage; divide its channels.
         kv_strides (`list[int]`, *optional*, defaults to `[4, 2, 1, 1]`):
             Tokens, in height and in width, that become one key and one value in each stage.
-        kv_kernel_sizes (`list[int]`, *optional*, defaults to `[3, 3, 3, 3]`):
-            Height and width of the convolution that does so, odd, in tokens. Where it and the stride are 1 there is none.
+        kv_kernel_sizes (`list[int]`, *optional*, defaults to `[3, 3, 3, 3]`): Height and width of the convolution that
+            does so, odd, in tokens. Where it and the stride are 1 there is none.
         mlp_ratio (`float`, *optional*, defaults to 4.0): Width of the feed-forward layers over that of the stage.
         hidden_act (`str`, *optional*, defaults to `"gelu"`): Activation of the feed-forward layers.
         qkv_bias (`bool`, *optional*, defaults to `True`): Whether queries, keys and values have a bias.
         use_cls_token (`bool`, *optional*, defaults to `False`):
             Whether a class token is read by the classifier, which takes the mean of the patches otherwise.
-        position_embedding_type (`str`, *optional*, defaults to `"relative"`):
-            `"relative"`: each layer adds to its scores what the query makes of the distance to the key along each axis (MViTv2);
-            `"absolute"`: a learned position is added to each patch (MViT).
-        query_pooling (`str`, *optional*, defaults to `"every_layer"`):
-            Layers with a convolution over the queries: `"every_layer"`, or those at a `"stage_start"`, which halve the map.
-        residual_pooling (`bool`, *optional*, defaults to `True`): Whether pooled queries are added to what they attend to.
-        dim_mul_in_att (`bool`, *optional*, defaults to `True`):
-            Whether the attention of the first layer of a stage widens the tokens, or before it the last feed-forward layer of
-            the stage before it, so that each stage hands over tokens of the next one's width.
+        position_embedding_type (`str`, *optional*, defaults to `"relative"`): `"relative"`: each layer adds to its
+            scores what the query makes of the distance to the key along each axis (MViTv2); `"absolute"`: a learned
+            position is added to each patch (MViT).
+        query_pooling (`str`, *optional*, defaults to `"every_layer"`): Layers with a convolution over the queries:
+            `"every_layer"`, or those at a `"stage_start"`, which halve the map.
+        residual_pooling (`bool`, *optional*, defaults to `True`): Whether pooled queries are added to what they attend
+        to. residual_cls_token (`bool`, *optional*, defaults to `False`):
+            Whether the class token's query is added as well (timm 1.0.31 models/mvitv2.py); the authors leave it out.
+        dim_mul_in_att (`bool`, *optional*, defaults to `True`): Whether the attention of the first layer of a stage
+            widens the tokens, or before it the last feed-forward layer of the stage before it, so that each stage hands
+            over tokens of the next one's width.
+        final_layernorm (`str`, *optional*, defaults to `"tokens"`): What the classifier reads: of the normed `"tokens"`
+            the class token or the mean; or the norm of what is `"pooled"`, the mean of the patches, class token or not
+            (MaskFeat, arXiv 2112.09133; `MVIT.USE_MEAN_POOLING` of PySlowFast).
 
     The other fields are those of [`VitfConfig`].
     """
@@ -97,7 +104,9 @@ class VitfMvitConfig(VitfPyramidConfig):
     position_embedding_type: Literal["relative", "absolute"] = "relative"
     query_pooling: Literal["every_layer", "stage_start"] = "every_layer"
     residual_pooling: bool = True
+    residual_cls_token: bool = False
     dim_mul_in_att: bool = True
+    final_layernorm: Literal["tokens", "pooled"] = "tokens"
     drop_path_rate: float | int = 0.1
 
     def validate_geometry(self):

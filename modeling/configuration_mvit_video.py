@@ -1,5 +1,5 @@
-"""Configuration of MViT for clips (Fan et al., "Multiscale Vision Transformers", arXiv 2104.11227; Li et al., "MViTv2: Improved
-Multiscale Vision Transformers for Classification and Detection", arXiv 2112.01526)."""
+"""Configuration of MViT for clips (Fan et al., "Multiscale Vision Transformers", arXiv 2104.11227; Li et al., "MViTv2:
+Improved Multiscale Vision Transformers for Classification and Detection", arXiv 2112.01526)."""
 
 from typing import Any, ClassVar
 
@@ -12,7 +12,8 @@ _16X4 = {"num_frames": 16, "sampling_rate": 4}
 _32X3 = {"num_frames": 32, "sampling_rate": 3}
 _K400 = {"num_labels": 400, "frame_sampling": "dense", "num_views": 5}
 _K600 = {**_K400, "num_labels": 600}
-# With three crops frames are scaled to the size of the crop.
+# With three crops frames are scaled to the size of the crop. They were files of 30 a second
+# (slowfast/datasets/DATASET.md).
 _SSV2 = {"num_labels": 174, "frame_sampling": "segments", "sampling_rate": 1, "num_crops": 3, "crop_pct": 1.0}
 _V2_BASE = {"depths": DEPTHS_24, "drop_path_rate": 0.3}
 _V2_LARGE = {**LARGE, "num_frames": 40, "image_size": 312, "drop_path_rate": 0.4}
@@ -23,8 +24,8 @@ _V1_24 = {**V1, "depths": DEPTHS_24, "kv_kernel_sizes": [9, 5, 3, 1], "pool_kern
 @strict
 class VitfMvitVideoConfig(VitfVideoConfig, VitfMvitConfig):
     r"""
-    Multiscale Vision Transformer, for clips. Differs from ViT as [`VitfMvitConfig`], with maps that have a time axis, along
-    which they keep their length.
+    Multiscale Vision Transformer, for clips. Differs from ViT as [`VitfMvitConfig`], with maps that have a time axis,
+    along which they keep their length.
 
     Args:
         tubelet_size (`int`, *optional*, defaults to 2):
@@ -33,13 +34,14 @@ class VitfMvitVideoConfig(VitfVideoConfig, VitfMvitConfig):
             Length in time of the convolutions that pool, odd, in tokens.
         classifier_dropout_prob (`float`, *optional*, defaults to 0.5): Dropout before the classifier.
 
-    The other fields are those of [`VitfVideoConfig`] and [`VitfMvitConfig`]; by default there is a class token. Absolute
-    positions are the sum of one in space and one in time.
+    The other fields are those of [`VitfVideoConfig`] and [`VitfMvitConfig`]; by default there is a class token.
+    Absolute positions are the sum of one in space and one in time.
     """
 
     model_type = "vitf_mvit_video"
 
-    # facebookresearch/SlowFast@287ec00: slowfast/config/defaults.py, utils/meters.py sums what the softmax of the head gives.
+    # facebookresearch/SlowFast@287ec00: slowfast/config/defaults.py, utils/meters.py sums what the softmax of the head
+    # gives.
     PREPROCESSING: ClassVar[dict[str, Any]] = {
         **VitfVideoConfig.PREPROCESSING,
         "image_mean": (0.45, 0.45, 0.45),

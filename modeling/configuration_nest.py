@@ -31,9 +31,9 @@ _CIFAR = {
 @strict
 class VitfNestConfig(VitfPyramidConfig):
     r"""
-    Nested hierarchical Transformer. Differs from ViT by blocks of the map of patches, of one size in every stage, within which
-    patches attend to each other; between stages a convolution and a max-pool make one block of four. There is no class token:
-    patches are averaged.
+    Nested hierarchical Transformer. Differs from ViT by blocks of the map of patches, of one size in every stage,
+    within which patches attend to each other; between stages a convolution and a max-pool make one block of four. There
+    is no class token: patches are averaged.
 
     Args:
         block_size (`int`, *optional*, defaults to 14): Height and width of a block, in tokens.
@@ -43,12 +43,12 @@ class VitfNestConfig(VitfPyramidConfig):
         mlp_ratio (`float`, *optional*, defaults to 4.0): Width of the feed-forward layer over that of the stage.
         hidden_act (`str`, *optional*, defaults to `"gelu_pytorch_tanh"`):
             Activation. Flax's GELU is the tanh approximation; timm runs the same weights with the exact one.
-        pool_padding (`str`, *optional*, defaults to `"same"`):
-            Where the max-pool between stages pads: `"same"` pads an even map below and to the right alone, as TensorFlow and
-            flax do; `"symmetric"` on all sides, as timm's models without "jx" do.
+        pool_padding (`str`, *optional*, defaults to `"same"`): Where the max-pool between stages pads: `"same"` pads an
+            even map only below and to the right, as TensorFlow and flax do; `"symmetric"` on all sides, as timm's
+            models without "jx" do.
 
-    The other fields are those of [`VitfPyramidConfig`]. `patch_size` is that of the first stage in pixels, not the original's,
-    which counts the tokens of a block.
+    The other fields are those of [`VitfPyramidConfig`]. `patch_size` is that of the first stage in pixels, not the
+    original's, which counts the tokens of a block.
     """
 
     model_type = "vitf_nest"

@@ -17,8 +17,8 @@ _B = {"base_dims": [64, 64, 64], "num_heads": [4, 8, 16], "depths": [3, 6, 4], "
 @strict
 class VitfPitConfig(VitfConfig):
     r"""
-    Pooling-based Vision Transformer. Differs from ViT by stages: between them a depth-wise convolution halves the map of
-    patch tokens and widens it, and a linear layer widens the class token. Patches overlap; only they have positions.
+    Pooling-based Vision Transformer. Differs from ViT by stages: between them a depth-wise convolution halves the map
+    of patch tokens and widens it, and a linear layer widens the class token. Patches overlap; only they have positions.
 
     Args:
         distilled (`bool`, *optional*, defaults to `False`):
@@ -74,8 +74,8 @@ class VitfPitConfig(VitfConfig):
             )
         if not len(self.base_dims) == len(self.depths) == len(self.num_heads) > 0:
             raise ValueError(
-                f"VitfPitConfig: base_dims={self.base_dims}, depths={self.depths} and num_heads={self.num_heads} must have "
-                f"one entry for each stage"
+                f"VitfPitConfig: base_dims={self.base_dims}, depths={self.depths} and num_heads={self.num_heads} must "
+                f"have one entry for each stage"
             )
         widths = self.stage_channels
         if any(wide % narrow for narrow, wide in pairwise(widths)):
@@ -89,9 +89,18 @@ class VitfPitConfig(VitfConfig):
         return len(self.depths)
 
     @property
+    def hidden_size(self) -> int:
+        """Channels of the last stage: models that contain an encoder read the width of its output by this name."""
+        return self.stage_channels[-1]
+
+    @property
     def stage_channels(self) -> list[int]:
         widths = [width * heads for width, heads in zip(self.base_dims, self.num_heads, strict=True)]
         return [widths[0], *widths]
+
+    @property
+    def smallest_size(self) -> tuple[int, int]:
+        return pair(self.patch_size)  # patches overlap: one of them is larger than the stride
 
     @property
     def stage_strides(self) -> list[tuple[int, int]]:

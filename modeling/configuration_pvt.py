@@ -11,8 +11,8 @@ from .configuration_vitf import VitfPyramidConfig, check_divides, pair
 @strict
 class VitfPvtConfig(VitfPyramidConfig):
     r"""
-    Pyramid Vision Transformer. Differs from ViT by four stages, each of which merges the tokens of the one before it, and by
-    attention to a map that a convolution made smaller; the class token joins in the last stage.
+    Pyramid Vision Transformer. Differs from ViT by four stages, each of which merges the tokens of the one before it,
+    and by attention to a map that a convolution made smaller; the class token joins in the last stage.
 
     Args:
         patch_size (`int` or `(int, int)`, *optional*, defaults to 4):
@@ -27,7 +27,8 @@ class VitfPvtConfig(VitfPyramidConfig):
         qkv_bias (`bool`, *optional*, defaults to `True`): Whether queries, keys and values have a bias.
         hidden_act (`str`, *optional*, defaults to `"gelu"`): Activation.
         conv_norm_eps (`float`, *optional*, defaults to 1e-5):
-            Epsilon of the LayerNorms behind convolutions, of patches and of keys; `layer_norm_eps` is that of the others.
+            Epsilon of the LayerNorms after convolutions, of patches and of keys; `layer_norm_eps` is that of the
+            others.
 
     The other fields are those of [`VitfConfig`].
     """
@@ -62,7 +63,8 @@ class VitfPvtConfig(VitfPyramidConfig):
         check_divides(self, "num_heads", "hidden_sizes")
         if self.sr_ratios[-1] != 1:
             raise ValueError(
-                f"{type(self).__name__}: sr_ratios={self.sr_ratios} must end with 1: the class token is on no map to reduce"
+                f"{type(self).__name__}: sr_ratios={self.sr_ratios} must end with 1: the class token is on no map to "
+                f"reduce"
             )
         grid = self.feature_map_sizes(*pair(self.image_size))[-1]
         if 0 in grid:

@@ -1,4 +1,6 @@
-"""Configuration of PVT v2 (Wang et al., "PVT v2: Improved Baselines with Pyramid Vision Transformer", arXiv 2106.13797)."""
+"""
+Configuration of PVT v2 (Wang et al., "PVT v2: Improved Baselines with Pyramid Vision Transformer", arXiv 2106.13797).
+"""
 
 from typing import Any, ClassVar
 
@@ -10,13 +12,13 @@ from .configuration_vitf import VitfPyramidConfig, check_divides
 @strict
 class VitfPvtV2Config(VitfPyramidConfig):
     r"""
-    Pyramid Vision Transformer v2. Differs from ViT by four stages with attention to a smaller map, as in PVT; in place of
-    positions and class token, patches overlap and feed-forward layers hold a depth-wise convolution.
+    Pyramid Vision Transformer v2. Differs from ViT by four stages with attention to a smaller map, as in PVT; in place
+    of positions and class token, patches overlap and feed-forward layers hold a depth-wise convolution.
 
     Args:
-        patch_size (`int` or `(int, int)`, *optional*, defaults to 4):
-            Distance of neighbouring patches of the first stage, in pixels. A patch is twice as large less one pixel; each
-            further stage merges 3 x 3 tokens at a distance of 2.
+        patch_size (`int` or `(int, int)`, *optional*, defaults to 4): Distance of neighbouring patches of the first
+            stage, in pixels. A patch is twice as large less one pixel; each further stage merges 3 x 3 tokens at a
+            distance of 2.
         hidden_sizes (`list[int]`, *optional*, defaults to `[64, 128, 320, 512]`): Channels of each stage.
         depths (`list[int]`, *optional*, defaults to `[2, 2, 2, 2]`): Layers of each stage.
         num_heads (`list[int]`, *optional*, defaults to `[1, 2, 5, 8]`): Heads of each stage; divide its channels.
@@ -30,7 +32,8 @@ class VitfPvtV2Config(VitfPyramidConfig):
         qkv_bias (`bool`, *optional*, defaults to `True`): Whether queries, keys and values have a bias.
         hidden_act (`str`, *optional*, defaults to `"gelu"`): Activation.
         conv_norm_eps (`float`, *optional*, defaults to 1e-5):
-            Epsilon of the LayerNorms behind convolutions, of patches and of keys; `layer_norm_eps` is that of the others.
+            Epsilon of the LayerNorms after convolutions, of patches and of keys; `layer_norm_eps` is that of the
+            others.
 
     The other fields are those of [`VitfConfig`].
     """

@@ -18,17 +18,18 @@ _PLUS = {"window_sizes": [14, 14, 14, 14]}
 @strict
 class VitfRegionvitConfig(VitfPyramidConfig):
     r"""
-    Regional-to-local vision transformer. Differs from ViT by two kinds of tokens: local tokens of small patches, and a regional
-    token for each window of them. In a layer the regional tokens attend to each other, then each to the local tokens of its
-    window and these to it. Both maps are halved between stages. The classifier reads the mean of the regional tokens.
+    Regional-to-local vision transformer. Differs from ViT by two kinds of tokens: local tokens of small patches, and a
+    regional token for each window of them. In a layer the regional tokens attend to each other, then each to the local
+    tokens of its window and these to it. Both maps are halved between stages. The classifier reads the mean of the
+    regional tokens.
 
     Args:
         patch_size (`int` or `(int, int)`, *optional*, defaults to 4): Distance of neighbouring local tokens, in pixels.
         window_sizes (`list[int]`, *optional*, defaults to `[7, 7, 7, 7]`):
             Height and width of a regional token's window in each stage, in local tokens.
-        patch_conv_type (`str`, *optional*, defaults to `"3conv"`):
-            What makes local tokens: `"3conv"`, three convolutions, of which two halve the map (`patch_size` 4 alone), or
-            `"1conv"`, one over patches that overlap.
+        patch_conv_type (`str`, *optional*, defaults to `"3conv"`): What makes local tokens: `"3conv"`, three
+            convolutions, of which two halve the map (`patch_size` 4 only), or `"1conv"`, one over patches that
+            overlap.
         peg (`bool`, *optional*, defaults to `False`):
             Whether a depth-wise convolution gives both maps positions after the first layer of each stage (the PEG of
             arXiv 2102.10882).
@@ -84,7 +85,7 @@ class VitfRegionvitConfig(VitfPyramidConfig):
     def feature_map_sizes(self, height: int, width: int) -> list[tuple[int, int]]:
         patch = pair(self.patch_size)
         if self.patch_conv_type == "3conv":
-            size = tuple(-(-side // stride) for side, stride in zip((height, width), patch, strict=True))
+            size = tuple((side + stride - 1) // stride for side, stride in zip((height, width), patch, strict=True))
         else:  # a window of two patches, of which all but one pixel are padding at the border
             size = tuple((side - 2) // stride + 1 for side, stride in zip((height, width), patch, strict=True))
         sizes = [size, size]

@@ -1,4 +1,7 @@
-"""Configuration of Swin (Liu et al., "Swin Transformer: Hierarchical Vision Transformer using Shifted Windows", arXiv 2103.14030)."""
+"""
+Configuration of Swin (Liu et al., "Swin Transformer: Hierarchical Vision Transformer using Shifted Windows", arXiv
+2103.14030).
+"""
 
 from typing import Any, ClassVar
 
@@ -28,15 +31,16 @@ _22K = {"num_labels": 21841}
 @strict
 class VitfSwinConfig(VitfPyramidConfig):
     r"""
-    Swin Transformer. Differs from ViT by stages of ever larger patches, and by attention within square windows, which in
-    every second layer are shifted by half their side; scores have a learned bias by relative position.
+    Swin Transformer. Differs from ViT by stages of ever larger patches, and by attention within square windows, which
+    in every second layer are shifted by half their side; scores have a learned bias by relative position.
 
     Args:
         hidden_sizes (`list[int]`, *optional*, defaults to `[96, 192, 384, 768]`): Channels of each stage.
         depths (`list[int]`, *optional*, defaults to `[2, 2, 6, 2]`): Layers of each stage.
         num_heads (`list[int]`, *optional*, defaults to `[3, 6, 12, 24]`): Heads of each stage.
         window_size (`int`, *optional*, defaults to 7):
-            Side of a window, in tokens. A stage whose map is not larger has one window of its own size, which is not shifted.
+            Side of a window, in tokens. A stage whose map is not larger has one window of its own size, which is not
+            shifted.
         mlp_ratio (`float`, *optional*, defaults to 4.0): Width of the feed-forward layer over that of the stage.
         qkv_bias (`bool`, *optional*, defaults to `True`): Bias of the query, key and value projection.
         qk_scale (`float`, *optional*): Factor of the scores; one over the root of a head's width by default.
@@ -77,7 +81,7 @@ class VitfSwinConfig(VitfPyramidConfig):
     hidden_sizes: list[int] | tuple[int, ...] = (96, 192, 384, 768)
     depths: list[int] | tuple[int, ...] = (2, 2, 6, 2)
     num_heads: list[int] | tuple[int, ...] = (3, 6, 12, 24)
-    window_size: int = 7
+    window_size: int | list[int] | tuple[int, ...] = 7
     mlp_ratio: float | int = 4.0
     qkv_bias: bool = True
     qk_scale: float | None = None
@@ -90,10 +94,22 @@ class VitfSwinConfig(VitfPyramidConfig):
         check_windows(self)
 
 
+def stage_windows(config: VitfPyramidConfig) -> list[int]:
+    """Side of the windows of each stage, in tokens, where the map is large enough."""
+    size = config.window_size
+    return [size] * len(config.depths) if isinstance(size, int) else list(size)
+
+
 def check_windows(config: VitfPyramidConfig) -> None:
-    """Raises a ValueError that names the fields when there can be no windows, or heads do not divide a stage's channels."""
-    if config.window_size < 1:
-        raise ValueError(f"{type(config).__name__}: window_size={config.window_size} must be at least 1")
+    """
+    Raises a ValueError that names the fields when there can be no windows, or heads do not divide a stage's channels.
+    """
+    windows = stage_windows(config)
+    if len(windows) != len(config.depths) or min(windows, default=1) < 1:
+        raise ValueError(
+            f"{type(config).__name__}: window_size={config.window_size} must be at least 1, one number or one for "
+            f"each of the {len(config.depths)} stages"
+        )
     check_divides(config, "num_heads", "hidden_sizes")
 
 

@@ -1,4 +1,6 @@
-"""Configuration of Swin V2 (Liu et al., "Swin Transformer V2: Scaling Up Capacity and Resolution", arXiv 2111.09883)."""
+"""
+Configuration of Swin V2 (Liu et al., "Swin Transformer V2: Scaling Up Capacity and Resolution", arXiv 2111.09883).
+"""
 
 from typing import Any, ClassVar
 
@@ -16,8 +18,8 @@ _384 = {"image_size": 384, "window_size": 24, "crop_pct": 1.0}
 @strict
 class VitfSwinv2Config(VitfPyramidConfig):
     r"""
-    Swin Transformer V2. Differs from Swin by norms behind each branch, attention by the cosine of queries and keys, and a
-    bias that a small network makes of the logarithm of the distance, so that windows can grow after pretraining.
+    Swin Transformer V2. Differs from Swin by norms after each branch, attention by the cosine of queries and keys, and
+    a bias that a small network makes of the logarithm of the distance, so that windows can grow after pretraining.
 
     Args:
         image_size (`int` or `(int, int)`, *optional*, defaults to 256): Height and width in pixels.
@@ -25,7 +27,8 @@ class VitfSwinv2Config(VitfPyramidConfig):
         depths (`list[int]`, *optional*, defaults to `[2, 2, 6, 2]`): Layers of each stage.
         num_heads (`list[int]`, *optional*, defaults to `[3, 6, 12, 24]`): Heads of each stage.
         window_size (`int`, *optional*, defaults to 8):
-            Side of a window, in tokens. A stage whose map is not larger has one window of its own size, which is not shifted.
+            Side of a window, in tokens. A stage whose map is not larger has one window of its own size, which is not
+            shifted.
         pretrained_window_sizes (`list[int]`, *optional*, defaults to `[0, 0, 0, 0]`):
             Side of a window in each stage, in tokens, when the bias was learned; 0 where that is the side now.
         mlp_ratio (`float`, *optional*, defaults to 4.0): Width of the feed-forward layer over that of the stage.

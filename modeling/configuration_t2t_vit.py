@@ -17,9 +17,9 @@ _TRANSFORMER = {"tokens_type": "transformer", "token_dropout_prob": 0.0}
 @strict
 class VitfT2tVitConfig(VitfConfig):
     r"""
-    ViT whose tokens are made step by step. Differs from ViT by its tokenizer: three times, overlapping windows of the map are
-    unfolded into tokens, and attention mixes them before the next time (section 3.1 of the paper); fixed sinusoid positions;
-    a deep and narrow encoder.
+    ViT whose tokens are made step by step. Differs from ViT by its tokenizer: three times, overlapping windows of the
+    map are unfolded into tokens, and attention mixes them before the next time (section 3.1 of the paper); fixed
+    sinusoid positions; a deep and narrow encoder.
 
     Args:
         tokens_type (`str`, *optional*, defaults to `"performer"`):
@@ -78,6 +78,10 @@ class VitfT2tVitConfig(VitfConfig):
     @property
     def stage_strides(self) -> list[tuple[int, int]]:
         return [(16, 16)] * len(self.stage_names)
+
+    @property
+    def size_multiple(self) -> tuple[int, int]:
+        return (1, 1)  # each soft split pads its map
 
     def feature_map_sizes(self, height: int, width: int) -> list[tuple[int, int]]:
         for kernel, stride, padding in self.SOFT_SPLITS:

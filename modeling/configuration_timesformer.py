@@ -6,19 +6,20 @@ from huggingface_hub.dataclasses import strict
 
 from .configuration_vitf import VitfVideoConfig, check_divides
 
-# facebookresearch/TimeSformer@a5ef29a configs/: frames and the distance between them, size in pixels.
+# facebookresearch/TimeSformer@a5ef29a configs/: frames and the distance between them, size in pixels. The frames of
+# Something-Something were files of 30 a second (timesformer/datasets/DATASET.md).
 _HR = {"num_frames": 16, "image_size": 448}
-_K400 = {"num_labels": 400, "frame_sampling": "dense", "sampling_rate": 32}
+_K400 = {"num_labels": 400, "frame_sampling": "dense_from_start", "sampling_rate": 32}
 _K600 = {**_K400, "num_labels": 600}
 _SSV2 = {"num_labels": 174, "frame_sampling": "segments"}
-_HOWTO100M = {"num_labels": 1059, "frame_sampling": "dense", "sampling_rate": 32}
+_HOWTO100M = {"num_labels": 1059, "frame_sampling": "dense_from_start", "sampling_rate": 32}
 
 
 @strict
 class VitfTimesformerConfig(VitfVideoConfig):
     r"""
-    TimeSformer: ViT on the patches of all frames of a clip. Differs from ViT by its attention, which each layer divides into
-    one over time, at each place of the frame, and one over space, in each frame.
+    TimeSformer: ViT on the patches of all frames of a clip. Differs from ViT by its attention, which each layer divides
+    into one over time, at each place of the frame, and one over space, in each frame.
 
     Args:
         patch_size (`int` or `(int, int)`, *optional*, defaults to 16): Height and width of a patch, in pixels.
@@ -29,8 +30,8 @@ class VitfTimesformerConfig(VitfVideoConfig):
         hidden_act (`str`, *optional*, defaults to `"gelu"`): Activation of the feed-forward layer.
         qkv_bias (`bool`, *optional*, defaults to `True`): Whether queries, keys and values have a bias.
         attention_type (`str`, *optional*, defaults to `"divided_space_time"`):
-            `"divided_space_time"`; `"joint_space_time"`, one attention over all patches of the clip; or `"space_only"`, one
-            in each frame, whose tokens are averaged over time in the end.
+            `"divided_space_time"`; `"joint_space_time"`, one attention over all patches of the clip; or `"space_only"`,
+            one in each frame, whose tokens are averaged over time in the end.
 
     The other fields are those of [`VitfVideoConfig`].
     """

@@ -18,8 +18,9 @@ _PCPVT = {
 @strict
 class VitfTwinsConfig(VitfPyramidConfig):
     r"""
-    Twins. Differs from ViT by four stages and by positions that a depth-wise convolution generates in each of them. Twins-SVT
-    attends within windows and to a smaller map in turn; Twins-PCPVT attends to a smaller map in every layer, as PVT.
+    Twins. Differs from ViT by four stages and by positions that a depth-wise convolution generates in each of them.
+    Twins-SVT attends within windows and to a smaller map in turn; Twins-PCPVT attends to a smaller map in every layer,
+    as PVT.
 
     Args:
         patch_size (`int` or `(int, int)`, *optional*, defaults to 4):
@@ -33,13 +34,13 @@ class VitfTwinsConfig(VitfPyramidConfig):
             Tokens, in height and in width, that become one key of global attention in each stage.
         window_sizes (`list[int]`, *optional*, defaults to `[7, 7, 7, 7]`):
             Tokens, in height and in width, of the windows of local attention in each stage.
-        attention_pattern (`list[str]`, *optional*, defaults to `["local", "global"]`):
-            The attention of the layers of a stage, repeated from its first one on: `"local"`, within windows, or `"global"`, to a
-            smaller map.
+        attention_pattern (`list[str]`, *optional*, defaults to `["local", "global"]`): The attention of the layers of a
+            stage, repeated from its first one on: `"local"`, within windows, or `"global"`, to a smaller map.
         qkv_bias (`bool`, *optional*, defaults to `True`): Whether queries, keys and values have a bias.
         hidden_act (`str`, *optional*, defaults to `"gelu"`): Activation.
         conv_norm_eps (`float`, *optional*, defaults to 1e-5):
-            Epsilon of the LayerNorms behind convolutions, of patches and of keys; `layer_norm_eps` is that of the others.
+            Epsilon of the LayerNorms after convolutions, of patches and of keys; `layer_norm_eps` is that of the
+            others.
 
     The other fields are those of [`VitfConfig`].
     """

@@ -1,15 +1,19 @@
-"""What the configuration of every architecture shares: image geometry, variants by name, strict field names."""
+"""The base of every architecture's configuration: image geometry, variants by name, strict field names."""
 
 import difflib
+import functools
 from collections.abc import Iterable
 from dataclasses import fields
 from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
+from transformers import GenerationConfig, PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
+from transformers.utils import logging
 
 from .code_files import CodeFilesMixin
+
+logger = logging.get_logger(__name__)
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALF_MEAN, HALF_STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
@@ -18,6 +22,7 @@ HALF_MEAN, HALF_STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 _TRANSFORMERS_KEYS = frozenset(
     {
         *("model_type", "auto_map", "quantization_config", "custom_pipelines", "_commit_hash", "name_or_path"),
+        *("_name_or_path",),  # in the configuration of a model that another model contains
         *("use_cache", "distributed_config", "fusion_config"),  # Trainer writes use_cache into every config
         *("num_labels", "torch_dtype", "output_attentions", "attn_implementation", "experts_implementation"),
         *("tie_word_embeddings",),  # generic tools set it on any model's configuration
@@ -38,6 +43,28 @@ def unknown_name_message(kind: str, name: str, valid: Iterable[str]) -> str:
     return f"unknown {kind} {name!r}{hint}"
 
 
+def keep_unknown_keys(owner: Any, keys: dict[str, Any], valid: Iterable[str]) -> None:
+    """
+    Keeps the keys of a file that an object has no field for: as attributes, which are saved again. Warns once about
+    each.
+
+    A key that would replace a method or a derived value of the object is left out.
+
+    Args:
+        owner: A configuration or a processor that was read from a file. keys (`dict[str, Any]`): The unknown keys.
+        valid (`Iterable[str]`): The known ones; one that is very near is named.
+    """
+    for name, value in keys.items():
+        if hasattr(type(owner), name):
+            fate = "It is left out, for it would replace what the class has under this name."
+        else:
+            setattr(owner, name, value)
+            fate = "It is kept, and changes nothing."
+        near = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.8)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        logger.warning_once(f"{type(owner).__name__}: the file has a key {name!r} that is no field.{hint} {fate}")
+
+
 @strict
 class VitfConfig(CodeFilesMixin, BackboneConfigMixin, PreTrainedConfig):
     r"""
@@ -55,11 +82,16 @@ class VitfConfig(CodeFilesMixin, BackboneConfigMixin, PreTrainedConfig):
         layer_norm_eps (`float`, *optional*, defaults to 1e-6): Epsilon of every LayerNorm.
         initializer_range (`float`, *optional*, defaults to 0.02): Standard deviation of initialisation.
 
+    A saved configuration, which has a `model_type`, is read tolerantly: an unknown key is kept with a warning, and a
+    field's former name (`RENAMED`) stands for the field.
+
     Raises:
-        ValueError: for a field that does not exist (the nearest valid name is given) or values that do not fit.
+        ValueError: for a keyword that is no field (the nearest valid name is given) or values that do not fit.
     """
 
     VARIANTS: ClassVar[dict[str, dict[str, Any]]] = {}
+    # Names that fields had in files of earlier versions, with those of today.
+    RENAMED: ClassVar[dict[str, str]] = {}
     # Keys of a row of VARIANTS that belong to the processor, not to the configuration, with their defaults.
     PREPROCESSING: ClassVar[dict[str, Any]] = {
         "crop_pct": 0.875,
@@ -80,17 +112,61 @@ class VitfConfig(CodeFilesMixin, BackboneConfigMixin, PreTrainedConfig):
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
 
+    def __init_subclass__(cls, *args, **kwargs):
+        super().__init_subclass__(*args, **kwargs)
+        init = cls.__init__
+
+        @functools.wraps(init)
+        def renaming_init(self, *args, **values):
+            init(self, *args, **(cls._with_present_names(values) if "model_type" in values else values))
+
+        # Before the fields are set: each class's `__post_init__` finds them under their present names.
+        cls.__init__ = renaming_init
+
+    @classmethod
+    def _with_present_names(cls, saved: dict[str, Any]) -> dict[str, Any]:
+        """The keys of a saved configuration, renamed as `RENAMED` says. A present name wins over a former one."""
+        renamed = {cls.RENAMED[name]: value for name, value in saved.items() if name in cls.RENAMED}
+        return {**renamed, **{name: value for name, value in saved.items() if name not in cls.RENAMED}}
+
     def __post_init__(self, **kwargs):
         valid = {f.name for f in fields(self) if not f.name.startswith("_")}
-        for name in kwargs:
-            if name not in valid and name not in _TRANSFORMERS_KEYS:
-                message = unknown_name_message("field", name, valid | {"num_labels", "out_features", "out_indices"})
-                raise ValueError(f"{type(self).__name__}: {message}")
+        offered = valid | {"num_labels", "out_features", "out_indices"}
+        unknown = {name: kwargs.pop(name) for name in list(kwargs) if name not in valid | _TRANSFORMERS_KEYS}
+        # Only a saved configuration says what type of model it is for.
+        if unknown and "model_type" not in kwargs:
+            name = next(iter(unknown))
+            message = unknown_name_message("field", name, offered)
+            if name in self.RENAMED:
+                message = f"unknown field {name!r}: it is called {self.RENAMED[name]!r} now"
+            raise ValueError(f"{type(self).__name__}: {message}")
         kwargs.pop("stage_names", None)
         out_features, out_indices = kwargs.pop("out_features", None), kwargs.pop("out_indices", None)
         super().__post_init__(**kwargs)
+        if unknown:  # transformers drops what belongs to a generation_config.json, and refuses to save it here
+            generation = vars(GenerationConfig())
+            keep_unknown_keys(self, {name: unknown[name] for name in unknown if name not in generation}, offered)
         self.stage_names = self.make_stage_names()
         self.set_output_features_output_indices(out_features=out_features, out_indices=out_indices)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs):
+        """
+        The configuration that a config.json holds; `kwargs` replace its values.
+
+        Raises:
+            ValueError: for a keyword that names a value which follows from others.
+        """
+        for name in kwargs:
+            member = getattr(cls, name, None)
+            if isinstance(member, property) and member.fset is None:
+                raise ValueError(f"{cls.__name__}: {name!r} follows from other fields and cannot be set")
+        return super().from_dict({"model_type": cls.model_type, **config_dict}, **kwargs)
+
+    @classmethod
+    def from_json_file(cls, json_file):
+        """The configuration that a config.json holds."""
+        return cls.from_dict(cls._dict_from_json_file(json_file))
 
     def make_stage_names(self) -> list[str]:
         """Names of the feature maps that a backbone can return, "stem" first."""
@@ -116,9 +192,20 @@ class VitfConfig(CodeFilesMixin, BackboneConfigMixin, PreTrainedConfig):
         """(vertical, horizontal) stride in pixels of the feature map of each stage."""
         return [pair(self.patch_size)] * len(self.stage_names)
 
+    @property
+    def size_multiple(self) -> tuple[int, int]:
+        """(vertical, horizontal): what height and width in pixels must be multiples of. Backbones pad other images."""
+        return self.stage_strides[0]
+
+    @property
+    def smallest_size(self) -> tuple[int, int]:
+        """(vertical, horizontal): the least height and width in pixels. Backbones pad smaller images."""
+        return self.size_multiple
+
     def feature_map_sizes(self, height: int, width: int) -> list[tuple[int, int]]:
         """(rows, columns) of the feature map of each stage, for an image of `height` x `width` pixels."""
-        return [(-(-height // rows), -(-width // columns)) for rows, columns in self.stage_strides]
+        # Of positive numbers: TorchScript's exporter rounds negative ones towards zero.
+        return [((height + rows - 1) // rows, (width + columns - 1) // columns) for rows, columns in self.stage_strides]
 
     @classmethod
     def from_variant(cls, name: str, **overrides: Any) -> "VitfConfig":
@@ -142,11 +229,14 @@ class VitfConfig(CodeFilesMixin, BackboneConfigMixin, PreTrainedConfig):
         return cls(**{**row, **overrides})
 
     @classmethod
-    def preprocessing(cls, name: str) -> dict[str, Any]:
-        """How images are prepared for a variant: `image_size`, `crop_pct`, `image_mean`, `image_std`, `resample`."""
-        if name not in cls.VARIANTS:
+    def preprocessing(cls, name: str | None) -> dict[str, Any]:
+        """
+        How images are prepared for a variant, or by default: `image_size`, `crop_pct`, `image_mean`, `image_std`,
+        `resample`.
+        """
+        if name is not None and name not in cls.VARIANTS:
             raise ValueError(f"{cls.__name__}: {unknown_name_message('variant', name, cls.VARIANTS)}")
-        row = cls.VARIANTS[name]
+        row = {} if name is None else cls.VARIANTS[name]
         own = {key: row[key] for key in cls.PREPROCESSING if key in row}
         return {"image_size": pair(row.get("image_size", cls.image_size)), **cls.PREPROCESSING, **own}
 
@@ -162,16 +252,19 @@ class VitfVideoConfig(VitfConfig):
 
     The other fields are those of [`VitfConfig`].
 
-    A row of `VARIANTS` says, beside how frames are prepared, which ones are taken: `frame_sampling`, `"uniform"` (evenly over
-    the whole video), `"dense"` (every `sampling_rate`-th frame of a window) or `"segments"` (one frame of each of `num_frames`
-    equal segments, TSN, arXiv 1608.00859); `sampling_rate`, in frames of the video; and how the authors test: `num_views` clips
-    with `num_crops` crops of each, and over these the mean of the `view_average`, `"logits"` or `"softmax"`.
+    A row of `VARIANTS` says how frames are prepared, and also which ones are taken: `frame_sampling`, `"uniform"`
+    (evenly over the whole video), `"dense"`, `"dense_from_start"` or `"strided"` (a window) or `"segments"` (one frame
+    of each of `num_frames` equal segments, TSN, arXiv 1608.00859); `sampling_rate`, in frames of which `sampling_fps`
+    make a second; where half a pixel goes in a centre crop, `crop_rounding`; and how the authors test: `num_views`
+    clips with `num_crops` crops of each, and over these the mean of the `view_average`, `"logits"` or `"softmax"`.
     """
 
     PREPROCESSING: ClassVar[dict[str, Any]] = {
         **VitfConfig.PREPROCESSING,
         "frame_sampling": "uniform",
         "sampling_rate": 1,
+        "sampling_fps": 30,
+        "crop_rounding": "up",
         "num_views": 1,
         "num_crops": 1,
         "view_average": "logits",
@@ -190,8 +283,11 @@ class VitfVideoConfig(VitfConfig):
         return 1
 
     @classmethod
-    def preprocessing(cls, name: str) -> dict[str, Any]:
-        """How clips are prepared for a variant: as for images, `num_frames`, and the keys that the class names."""
+    def preprocessing(cls, name: str | None) -> dict[str, Any]:
+        """
+        How clips are prepared for a variant, or by default: as for images, `num_frames`, and the keys that the class
+        names.
+        """
         num_frames = cls.VARIANTS.get(name, {}).get("num_frames", cls.num_frames)
         return {**super().preprocessing(name), "num_frames": num_frames}
 
@@ -233,6 +329,15 @@ class VitfPyramidConfig(VitfConfig):
     def num_hidden_layers(self) -> int:
         """The number of stages: transformers counts hidden states by this name, and each stage gives one."""
         return len(self.depths)
+
+    @property
+    def hidden_size(self) -> int:
+        """Channels of the last stage: models that contain an encoder read the width of its output by this name."""
+        return self.stage_channels[-1]
+
+    @property
+    def size_multiple(self) -> tuple[int, int]:
+        return (1, 1)  # maps are padded, or cut at the border, as each original does
 
     @property
     def stage_channels(self) -> list[int]:

@@ -19,8 +19,8 @@ _K600 = {"num_labels": 600}
 @strict
 class VitfVivitConfig(VitfVideoConfig):
     r"""
-    ViViT: ViT on a clip that is cut into tubelets, patches that reach over several frames. Differs from ViT by these, and by how
-    `attention_type` factorises attention over space and time: the four models of the paper.
+    ViViT: ViT on a clip that is cut into tubelets, patches that reach over several frames. Differs from ViT by these,
+    and by how `attention_type` factorises attention over space and time: the four models of the paper.
 
     Args:
         patch_size (`int` or `(int, int)`, *optional*, defaults to 16): Height and width of a tubelet, in pixels.
@@ -32,22 +32,23 @@ class VitfVivitConfig(VitfVideoConfig):
         hidden_act (`str`, *optional*, defaults to `"gelu_pytorch_tanh"`): Activation of the feed-forward layer.
         qkv_bias (`bool`, *optional*, defaults to `True`): Whether queries, keys and values have a bias.
         attention_type (`str`, *optional*, defaults to `"joint_space_time"`):
-            `"joint_space_time"` (model 1): one attention over all tubelets. `"factorised_encoder"` (model 2): layers within each
-            group of frames, then a second encoder over what was pooled of each. `"factorised_self_attention"` (model 3): each
-            layer attends over time and over space. `"factorised_dot_product"` (model 4): the first half of the heads of each
-            layer attends over time, the second half over space.
+            `"joint_space_time"` (model 1): one attention over all tubelets. `"factorised_encoder"` (model 2): layers
+            within each group of frames, then a second encoder over what was pooled of each.
+            `"factorised_self_attention"` (model 3): each layer attends over time and over space.
+            `"factorised_dot_product"` (model 4): the first half of the heads of each layer attends over time, the
+            second half over space.
         attention_order (`str`, *optional*, defaults to `"time_space"`):
             Which attention of a layer of model 3 comes first: `"time_space"` or `"space_time"`.
-        pooling (`str`, *optional*, defaults to `"cls"`):
-            What the head reads: `"cls"`, a class token, or `"mean"`, the average over the tubelets, without class tokens.
-            Models 3 and 4 need `"mean"`.
+        pooling (`str`, *optional*, defaults to `"cls"`): What the head reads: `"cls"`, a class token, or `"mean"`, the
+            average over the tubelets, without class tokens. Models 3 and 4 need `"mean"`.
         num_temporal_layers (`int`, *optional*, defaults to 4): Layers over time of a factorised encoder.
-        num_temporal_heads (`int`, *optional*): Heads of these; by default `num_attention_heads`.
-        temporal_mlp_ratio (`float`, *optional*): Feed-forward width of these over `hidden_size`; by default `mlp_ratio`.
-        representation_size (`int`, *optional*): Width of the tanh layer before the head ("pre_logits"); none by default.
-        tubelet_initialization (`str`, *optional*, defaults to `"central_frame"`):
-            How `from_image_model` makes the filters of tubelets of those of patches: `"central_frame"`, which leaves the
-            others zero, or `"average_frame"`, which inflates the filter over all frames and divides it by their number.
+        num_temporal_heads (`int`, *optional*): Heads of these; by default `num_attention_heads`. temporal_mlp_ratio
+        (`float`, *optional*): Feed-forward width of these over `hidden_size`; by default `mlp_ratio`.
+        representation_size (`int`, *optional*): Width of the tanh layer before the head ("pre_logits"); none by
+        default. tubelet_initialization (`str`, *optional*, defaults to `"central_frame"`):
+            How `from_image_model` makes the filters of tubelets of those of patches: `"central_frame"`, which leaves
+            the others zero, or `"average_frame"`, which inflates the filter over all frames and divides it by their
+            number.
 
     The other fields are those of [`VitfVideoConfig`].
     """
@@ -55,13 +56,17 @@ class VitfVivitConfig(VitfVideoConfig):
     model_type = "vitf_vivit"
 
     # Frames in [-1, 1]; 4 clips of 32 frames, every second one, with 3 crops, whose logits are averaged (section 4.1).
+    # Files of Kinetics have 25 frames a second there; the rate of the other sets is not published, and frames are those
+    # of the file.
     PREPROCESSING: ClassVar[dict[str, Any]] = {
         **VitfVideoConfig.PREPROCESSING,
         "image_mean": HALF_MEAN,
         "image_std": HALF_STD,
         "resample": "bilinear",
-        "frame_sampling": "dense",
+        "frame_sampling": "strided",
         "sampling_rate": 2,
+        "sampling_fps": 25,
+        "crop_rounding": "down",
         "num_views": 4,
         "num_crops": 3,
     }
@@ -78,6 +83,7 @@ class VitfVivitConfig(VitfVideoConfig):
             **_FACTORISED_ENCODER,
             "num_labels": 397,
             "sampling_rate": 1,
+            "sampling_fps": None,
             "num_crops": 1,
         },
         "vivit_large_16x2_fe_ssv2": {
@@ -87,6 +93,7 @@ class VitfVivitConfig(VitfVideoConfig):
             "num_labels": 174,
             "crop_pct": 256 / 288,
             "sampling_rate": 1,
+            "sampling_fps": None,
         },
         "vivit_huge_14x2_k400": {**_HUGE, **_K400},
     }

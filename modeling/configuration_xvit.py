@@ -6,16 +6,25 @@ from huggingface_hub.dataclasses import strict
 
 from .configuration_vitf import HALF_MEAN, HALF_STD, VitfVideoConfig, check_divides
 
-# 1adrianb/video-transformers@82ca176 configs/. The released code makes eight embeddings in time however many frames there are.
+# 1adrianb/video-transformers@82ca176 configs/. The released code makes eight embeddings in time however many frames
+# there are.
 _KINETICS = {"segment_size": 8, "shift_div": 8, "time_embedding_period": 8, "sampling_rate": 16}
-_SSV2 = {"segment_size": 16, "shift_div": 4, "time_embedding_period": 8, "frame_sampling": "segments", "num_views": 2}
+# Nothing says at which rate the frames of Something-Something were stored: they are those of the file.
+_SSV2 = {
+    "segment_size": 16,
+    "shift_div": 4,
+    "time_embedding_period": 8,
+    "frame_sampling": "segments",
+    "sampling_fps": None,
+    "num_views": 2,
+}
 
 
 @strict
 class VitfXvitConfig(VitfVideoConfig):
     r"""
-    X-ViT: ViT on each frame of a clip. Differs from ViT by its attention, in which some channels of the keys and values come from
-    the next and the previous frame, and by attention over the class tokens of the frames in the end.
+    X-ViT: ViT on each frame of a clip. Differs from ViT by its attention, in which some channels of the keys and values
+    come from the next and the previous frame, and by attention over the class tokens of the frames in the end.
 
     Args:
         patch_size (`int` or `(int, int)`, *optional*, defaults to 16): Height and width of a patch, in pixels.
@@ -26,20 +35,22 @@ class VitfXvitConfig(VitfVideoConfig):
         hidden_act (`str`, *optional*, defaults to `"gelu"`): Activation of the feed-forward layer.
         qkv_bias (`bool`, *optional*, defaults to `True`): Whether queries, keys and values have a bias.
         segment_size (`int`, *optional*, defaults to 8):
-            Frames of a segment; keys and values are mixed among neighbours within it. A clip of more frames has several.
-        shift_div (`int`, *optional*, defaults to 8):
-            One in so many channels of keys and values comes from the next frame, and one from the previous one; at least 2.
+            Frames of a segment; keys and values are mixed among neighbours within it. A clip of more frames has
+            several.
+        shift_div (`int`, *optional*, defaults to 8): One in so many channels of keys and values comes from the next
+            frame, and one from the previous one; at least 2.
         mixing_layers (`list[int]`, *optional*): Layers that mix, from 0; by default all.
         time_embedding_period (`int`, *optional*):
-            Frames after which the embeddings in time begin again. By default each of `num_frames` has its own, and other numbers
-            of frames take the nearest one's.
-        temporal_pooling (`str`, *optional*, defaults to `"attention"`):
-            How the class tokens of the frames become one: `"attention"`, layers over them and another class token; or `"mean"`.
-        num_temporal_layers (`int`, *optional*, defaults to 1): Layers over the frames' class tokens; their queries, keys and
-            values have no bias.
+            Frames after which the embeddings in time begin again. By default each of `num_frames` has its own, and
+            other numbers of frames take the nearest one's.
+        temporal_pooling (`str`, *optional*, defaults to `"attention"`): How the class tokens of the frames become one:
+            `"attention"`, layers over them and another class token; or `"mean"`.
+        num_temporal_layers (`int`, *optional*, defaults to 1): Layers over the frames' class tokens; their queries,
+            keys and values have no bias.
         num_temporal_heads (`int`, *optional*): Heads of these; by default `num_attention_heads`.
-        temporal_layer_norm_eps (`float`, *optional*, defaults to 1e-5): Epsilon of their norms, and of that of the head.
-        classifier_hidden_size (`int`, *optional*): Width of the head's hidden layer, which follows attention over frames; by
+        temporal_layer_norm_eps (`float`, *optional*, defaults to 1e-5): Epsilon of their norms, and of that of the
+        head. classifier_hidden_size (`int`, *optional*): Width of the head's hidden layer, which follows attention over
+        frames; by
             default `hidden_size`.
         classifier_dropout_prob (`float`, *optional*, defaults to 0.5):
             Dropout of the class tokens of the frames, and before the head's last layer.
@@ -56,7 +67,7 @@ class VitfXvitConfig(VitfVideoConfig):
         "image_mean": HALF_MEAN,
         "image_std": HALF_STD,
         "resample": "bilinear",
-        "frame_sampling": "dense",
+        "frame_sampling": "dense_from_start",
         "num_crops": 3,
     }
     VARIANTS: ClassVar[dict[str, dict[str, Any]]] = {

@@ -5,11 +5,15 @@ Shapes: B batch, T frames, C channels, H x W pixels, h x w grid of patches, N to
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
 
+from .caches import Resizable, size_table
 from .configuration_vitf import pair
+from .layers import FrozenParametersMixin
+from .shapes import split_dim
 
 
 def check_input(pixel_values: torch.Tensor, num_channels: int, multiple: tuple[int, int]) -> None:
@@ -22,8 +26,8 @@ def check_input(pixel_values: torch.Tensor, num_channels: int, multiple: tuple[i
     height, width = pixel_values.shape[-2:]
     if height % multiple[0] or width % multiple[1] or height < multiple[0] or width < multiple[1]:
         raise ValueError(
-            f"image size {height}x{width} does not fit: height must be a multiple of {multiple[0]} and width a multiple "
-            f"of {multiple[1]}"
+            f"image size {height}x{width} does not fit: height must be a multiple of {multiple[0]} and width a "
+            f"multiple of {multiple[1]}"
         )
 
 
@@ -38,7 +42,9 @@ def frames_of(pixel_values: torch.Tensor, num_channels: int) -> torch.Tensor:
 
 
 class PatchEmbeddings(nn.Module):
-    """Non-overlapping patches, each projected to a token: (B, num_channels, H, W) to (B, h * w, hidden_size), row by row."""
+    """
+    Non-overlapping patches, each projected to a token: (B, num_channels, H, W) to (B, h * w, hidden_size), row by row.
+    """
 
     def __init__(self, num_channels: int, hidden_size: int, patch_size):
         super().__init__()
@@ -55,69 +61,20 @@ class PatchEmbeddings(nn.Module):
         return self.projection(pixel_values).flatten(2).transpose(1, 2)
 
 
-class SizeCache:
-    """
-    Remembers tensors that follow from parameters and the input size, so that a repeated size costs nothing.
-
-    A tensor made from parameters is remembered only while autograd is off: with gradients it must stay on their graph.
-    It is made anew when a parameter was written to, moved or cast, and after every pass with gradients: fused optimisers
-    write without telling autograd. `.data` written between two passes without gradients goes unseen; `clear()`, which
-    `train()` and `eval()` of the owning modules call, covers that.
-    """
-
-    max_sizes = 8
-
-    def __init__(self):
-        self.entries = {}
-
-    def __reduce__(self):
-        return SizeCache, ()  # copies and pickles start empty: their parameters are others
-
-    def clear(self) -> None:
-        """Forgets everything."""
-        self.entries = {}
-
-    def get(self, size: tuple, sources: tuple[torch.Tensor, ...], make: Callable[[], torch.Tensor]):
-        """`make()`, a tensor or a tuple of them, or what it returned for this `size` while `sources` are unchanged."""
-        if torch.compiler.is_compiling() or any(source.is_inference() for source in sources):
-            return make()
-        if sources and torch.is_grad_enabled():
-            self.clear()
-            return make()
-        # Comparing memory addresses is safe because the entry keeps the memory of its sources alive.
-        stamp = tuple((s.data_ptr(), s._version, s.dtype, s.device) for s in sources)
-        entry = self.entries.get(size)
-        if entry is None or entry[0] != stamp:
-            if len(self.entries) >= self.max_sizes:
-                self.clear()
-            # Inference tensors could not take part in training later.
-            with torch.inference_mode(False), torch.no_grad():
-                entry = (stamp, make(), tuple(source.detach() for source in sources))
-            self.entries[size] = entry
-        return entry[1]
-
-
-class Resizable(nn.Module):
-    """Base of modules that keep a `SizeCache`; changing between training and evaluation empties it."""
-
-    def __init__(self):
-        super().__init__()
-        self.by_size = SizeCache()
-
-    def train(self, mode: bool = True):
-        self.by_size.clear()
-        return super().train(mode)
-
-
 # Keyword arguments of torch.nn.functional.interpolate by the name a configuration uses. "bilinear" with aligned corners
 # is scipy.ndimage.zoom(order=1) of google-research/vision_transformer@c6de1e5 vit_jax/checkpoint.py; "bicubic" is
-# facebookresearch/deit@7e160fe main.py; "bilinear_half_pixel" is SHI-Labs/Compact-Transformers@cd11f09 src/utils/helpers.py;
-# "nearest" is facebookresearch/TimeSformer@a5ef29a timesformer/models/vit.py. "linear" and "trilinear" are the zoom of
-# google-research/scenic@4a38d47 projects/vivit/model_utils.py for grids of one and of three dimensions. "linear_half_pixel", with "bilinear_half_pixel", is
-# facebookresearch/SlowFast@287ec00 slowfast/models/video_model_builder.py.
-INTERPOLATIONS = {
+# facebookresearch/deit@7e160fe main.py; "bicubic_antialias" is timm 1.0.31 layers/pos_embed.py; "bilinear_half_pixel"
+# is SHI-Labs/Compact-Transformers@cd11f09 src/utils/helpers.py; "nearest" is facebookresearch/TimeSformer@a5ef29a
+# timesformer/models/vit.py. "linear" and "trilinear" are the zoom of google-research/scenic@4a38d47
+# projects/vivit/model_utils.py for grids of one and of three dimensions. "linear_half_pixel", with
+# "bilinear_half_pixel", is facebookresearch/SlowFast@287ec00 slowfast/models/video_model_builder.py.
+# "bicubic_offset" is facebookresearch/dino@7c446df vision_transformer.py: a tenth of a patch is added to the new grid
+# when the step from patch to patch is computed.
+INTERPOLATIONS: dict[str, dict[str, Any]] = {
     "bilinear": {"mode": "bilinear", "align_corners": True},
     "bicubic": {"mode": "bicubic", "align_corners": False},
+    "bicubic_antialias": {"mode": "bicubic", "align_corners": False, "antialias": True},
+    "bicubic_offset": {"mode": "bicubic", "align_corners": False, "offset": 0.1},
     "bilinear_half_pixel": {"mode": "bilinear", "align_corners": False},
     "nearest": {"mode": "nearest"},
     "linear": {"mode": "linear", "align_corners": True},
@@ -133,23 +90,31 @@ def resize_positions(
     Resizes a position table to another grid; rows of prefix tokens are kept.
 
     Args:
-        table (`torch.Tensor` of shape `(1, num_prefix_tokens + old[0] * old[1], C)`).
-        old, new (`(int, int)`): Rows and columns of the grid before and after; in time `(int,)`, in both `(int, int, int)`.
-        interpolation (`str`): A key of `INTERPOLATIONS`.
+        table (`torch.Tensor` of shape `(1, num_prefix_tokens + old[0] * old[1], C)`). old, new (`(int, int)`): Rows and
+        columns of the grid before and after; in time `(int,)`, in both `(int, int, int)`. interpolation (`str`): A key
+        of `INTERPOLATIONS`.
 
     Returns:
         `torch.Tensor` of shape `(1, num_prefix_tokens + new[0] * new[1], C)`.
     """
     prefix, patches = table[:, :num_prefix_tokens], table[:, num_prefix_tokens:]
-    image = patches.unflatten(1, old).movedim(-1, 1)
+    image = split_dim(patches, 1, old).movedim(len(old) + 1, 1)
     if image.dtype in (torch.float16, torch.bfloat16):
         image = image.float()
-    image = nn.functional.interpolate(image, size=new, **INTERPOLATIONS[interpolation])
+    settings = dict(INTERPOLATIONS[interpolation])
+    if "offset" in settings:
+        offset = settings.pop("offset")
+        settings["scale_factor"] = tuple((to + offset) / n for to, n in zip(new, old, strict=True))
+    else:
+        settings["size"] = new
+    image = nn.functional.interpolate(image, **settings)
     return torch.cat((prefix, image.flatten(2).transpose(1, 2).to(table.dtype)), dim=1)
 
 
 class PositionEmbeddings(Resizable):
-    """A learned position for each token, resized to the grid of the input: in space, in time, or in both (`(T, h, w)`)."""
+    """
+    A learned position for each token, resized to the grid of the input: in space, in time, or in both (`(T, h, w)`).
+    """
 
     def __init__(self, hidden_size: int, grid: tuple[int, ...], num_prefix_tokens: int, interpolation: str):
         super().__init__()
@@ -166,7 +131,13 @@ class PositionEmbeddings(Resizable):
         def make():
             return resize_positions(self.weight, self.grid, grid, self.num_prefix_tokens, self.interpolation)
 
-        return self.by_size.get(grid, (self.weight,), make)
+        return self.for_size(grid, make)
+
+
+class FrozenPositionEmbeddings(FrozenParametersMixin, PositionEmbeddings):
+    """A table that is not learned, but that published files hold."""
+
+    frozen_parameters = ("weight",)
 
 
 class TimeEmbeddings(Resizable):
@@ -186,65 +157,88 @@ class TimeEmbeddings(Resizable):
             rows = nn.functional.interpolate(self.weight.transpose(1, 2), size=num_frames, mode="nearest")
             return rows.transpose(1, 2).contiguous()
 
-        return self.by_size.get((num_frames,), (self.weight,), make)
+        return self.for_size((num_frames,), make)
 
 
-def sincos_positions(hidden_size: int, grid: tuple[int, int]) -> torch.Tensor:
+def sincos_positions(
+    hidden_size: int, grid: tuple[int, int], dtype: torch.dtype = torch.float64, device: torch.device | None = None
+) -> torch.Tensor:
     """
     The fixed 2-D table of MAE (arXiv 2111.06377; facebookresearch/mae@efb2a80 util/pos_embed.py).
 
     Returns:
-        `torch.Tensor` of shape `(1, h * w, hidden_size)`, float64: the first half of the channels encodes the column, the
-        second half the row; in each half sines come before cosines.
+        `torch.Tensor` of shape `(1, h * w, hidden_size)`, computed in float64: the first half of the channels encodes
+        the column, the second half the row; in each half sines come before cosines.
     """
     frequencies = 1.0 / 10000 ** (torch.arange(hidden_size // 4, dtype=torch.float64) / (hidden_size / 4))
     rows, columns = (torch.arange(n, dtype=torch.float64)[:, None] * frequencies for n in grid)
     rows, columns = (torch.cat((angles.sin(), angles.cos()), dim=1) for angles in (rows, columns))
     table = torch.cat((columns[None].expand(grid[0], -1, -1), rows[:, None].expand(-1, grid[1], -1)), dim=-1)
-    return table.flatten(0, 1)[None]
+    return table.flatten(0, 1)[None].to(device=device, dtype=dtype)
 
 
-class SincosPositions(Resizable):
-    """Fixed 2-D sine-cosine positions of patch tokens, computed for the grid of the input; prefix tokens get none."""
+def simple_sincos_positions(
+    hidden_size: int, grid: tuple[int, int], dtype: torch.dtype = torch.float32, device: torch.device | None = None
+) -> torch.Tensor:
+    """
+    The fixed 2-D table of SimpleViT (arXiv 2205.01580; vit-pytorch 1.26.11 vit_pytorch/simple_vit.py): as
+    [`sincos_positions`], but the frequencies end at 1 / 10000 itself, and the table is made in float32, whatever the
+    model's dtype.
+    """
+    # The order of operations is the original's: in float32, another one gives another table.
+    frequencies = 1.0 / 10000 ** (torch.arange(hidden_size // 4) / (hidden_size // 4 - 1))
+    rows, columns = torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij")
+    rows, columns = (side.flatten()[:, None] * frequencies for side in (rows, columns))
+    table = torch.cat((columns.sin(), columns.cos(), rows.sin(), rows.cos()), dim=1)
+    return table[None].to(device=device, dtype=dtype)
+
+
+class SincosPositions(nn.Module):
+    """
+    Fixed 2-D sine-cosine positions of patch tokens, computed for the grid of the input by `table`; prefix tokens get
+    none.
+    """
 
     num_prefix_tokens = 0
 
-    def __init__(self, hidden_size: int):
+    def __init__(self, hidden_size: int, table: Callable[..., torch.Tensor] = sincos_positions):
         super().__init__()
         self.hidden_size = hidden_size
+        self.table = table
 
     def forward(self, grid: tuple[int, int], like: torch.Tensor) -> torch.Tensor:
         """The table for a grid of `(h, w)` patches, (1, h * w, C), on the device and with the dtype of `like`."""
-
-        def make():
-            return sincos_positions(self.hidden_size, grid).to(device=like.device, dtype=like.dtype)
-
-        return self.by_size.get((*grid, like.device, like.dtype), (), make)
+        return size_table(self.table, self.hidden_size, grid, like.dtype, like.device)
 
 
 def axial_rotary(
-    head_dim: int, max_frequency: float, grid: tuple[int, int], num_prefix_tokens: int, like: torch.Tensor
+    head_dim: int,
+    max_frequency: float,
+    grid: tuple[int, int],
+    num_prefix_tokens: int,
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
     Axial rotary angles (vit-pytorch 1.26.11 vit_pytorch/rvt.py; the idea is arXiv 2104.09864).
 
-    Frequencies rise linearly from 1 to `max_frequency / 2`, positions from -1 to 1 along each axis. The first half of the
-    rotated channels turns by the row, the second half by the column; neighbouring channels form the pairs. Prefix tokens
-    and the channels beyond `4 * (head_dim // 4)` do not turn.
+    Frequencies rise linearly from 1 to `max_frequency / 2`, positions from -1 to 1 along each axis. The first half of
+    the rotated channels turns by the row, the second half by the column; neighbouring channels form the pairs. Prefix
+    tokens and the channels beyond `4 * (head_dim // 4)` do not turn.
 
     Returns:
-        Cosine and sine, each of shape `(num_prefix_tokens + h * w, head_dim)`, on the device and dtype of `like`.
+        Cosine and sine, each of shape `(num_prefix_tokens + h * w, head_dim)`.
     """
     # Made in float32 as the original does, whatever the model's dtype.
-    scales = torch.linspace(1.0, max_frequency / 2, head_dim // 4, device=like.device).to(like.dtype) * math.pi
-    rows, columns = (torch.linspace(-1.0, 1.0, n, device=like.device).to(like.dtype)[:, None] * scales for n in grid)
+    scales = torch.linspace(1.0, max_frequency / 2, head_dim // 4, device=device).to(dtype) * math.pi
+    rows, columns = (torch.linspace(-1.0, 1.0, n, device=device).to(dtype)[:, None] * scales for n in grid)
     angles = torch.cat((rows[:, None].expand(-1, grid[1], -1), columns[None].expand(grid[0], -1, -1)), dim=-1)
     angles = angles.flatten(0, 1).repeat_interleave(2, dim=-1)
     angles = nn.functional.pad(angles, (0, head_dim - angles.shape[-1], num_prefix_tokens, 0))
     return angles.cos(), angles.sin()
 
 
-class AxialRotary(Resizable):
+class AxialRotary(nn.Module):
     """Axial rotary angles for the grid of the input (see `axial_rotary`)."""
 
     def __init__(self, head_dim: int, max_frequency: float, num_prefix_tokens: int):
@@ -255,11 +249,10 @@ class AxialRotary(Resizable):
 
     def forward(self, grid: tuple[int, int], like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Cosine and sine for a grid of `(h, w)` patches, on the device and with the dtype of `like`."""
-
-        def make():
-            return axial_rotary(self.head_dim, self.max_frequency, grid, self.num_prefix_tokens, like)
-
-        return self.by_size.get((*grid, like.device, like.dtype), (), make)
+        head_dim, max_frequency, prefix = self.head_dim, self.max_frequency, self.num_prefix_tokens
+        if torch.jit.is_tracing():  # TorchScript's exporter loses the rank of angles whose number is not known
+            grid = tuple(len(range(side)) for side in grid)
+        return size_table(axial_rotary, head_dim, max_frequency, grid, prefix, like.dtype, like.device)
 
 
 def apply_rotary(states: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> torch.Tensor:

@@ -10,12 +10,12 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 class InflationMixin:
     """
-    For the models of a video architecture: `from_image_model`. The architecture says in tables how its weights begin; both hold
-    regular expressions that are searched in the names of the base model's parameters.
+    For the models of a video architecture: `from_image_model`. The architecture says in tables how its weights begin;
+    both hold regular expressions that are searched in the names of the base model's parameters.
 
-    `inflation_sources`: what an expression finds in a name is replaced to get the name in the image model. Other parameters
-    start from those of the same name. `inflation_keeps`: parameters that stay as they are initialised. `inflation_leaves`:
-    searched in the names of the image model's parameters, those that may find no place.
+    `inflation_sources`: what an expression finds in a name is replaced to get the name in the image model. Other
+    parameters start from those of the same name. `inflation_keeps`: parameters that stay as they are initialised.
+    `inflation_leaves`: searched in the names of the image model's parameters, those that may find no place.
     """
 
     inflation_sources: ClassVar[dict[str, str]] = {}
@@ -54,8 +54,10 @@ class InflationMixin:
         A video model whose encoder starts from that of an image model; a classifier starts anew.
 
         Args:
-            image_model: A model of this library whose layers the video architecture extends, such as ViT or a plain DeiT.
-            overrides: Fields of the configuration. The others are those of the image model where it has them, but the labels.
+            image_model: A model of this library whose layers the video architecture extends, such as ViT or a plain
+                DeiT.
+            overrides: Fields of the configuration. The others are those of the image model where it has them, but the
+                labels.
 
         Raises:
             ValueError: if the image model has weights that the video model has no place for, or lacks some.

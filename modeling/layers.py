@@ -1,6 +1,7 @@
 """Layers that three or more architectures use identically."""
 
 import math
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -13,8 +14,9 @@ class HiddenState(nn.Identity):
     """
     What an encoder passes through it is recorded as one of `hidden_states` (by `RECORDED_HIDDEN_STATES`).
 
-    For an encoder that runs the layers of its stages itself. A stage that ran them could be recorded instead, but it would
-    keep its input in memory until the last of them: a tenth of the peak, where the first stage has the largest maps.
+    For an encoder that runs the layers of its stages itself. A stage that ran them could be recorded instead, but it
+    would keep its input in memory until the last of them: a tenth of the peak, where the first stage has the largest
+    maps.
     """
 
 
@@ -23,7 +25,9 @@ RECORDED_HIDDEN_STATES = [OutputRecorder(HiddenState, capture_initial_hidden_sta
 
 
 class QuickGELU(nn.Module):
-    """x * sigmoid(1.702 * x), by the fused kernel of SiLU: training keeps two tensors where the plain product keeps three."""
+    """
+    x * sigmoid(1.702 * x), by the fused kernel of SiLU: training keeps two tensors where the plain product keeps three.
+    """
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return nn.functional.silu(1.702 * hidden_states) / 1.702
@@ -88,6 +92,45 @@ def init_torch_default(module: nn.Linear | nn.Conv2d) -> None:
         init.uniform_(module.bias, -bound, bound)
 
 
+class BatchTooSmallError(ValueError):
+    """Batch norm cannot learn from one value for each channel."""
+
+
+class _CheckedBatchNorm:
+    """A batch norm that says what to do where it is given one value for each channel while training."""
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        if self.training and hidden_states.numel() == hidden_states.shape[1]:
+            raise BatchTooSmallError(
+                "batch norm needs more than one value for each channel while training: train on batches of at least "
+                "two images, and drop a last batch of one (drop_last=True of a DataLoader, dataloader_drop_last=True "
+                "of transformers' Trainer)"
+            )
+        return super().forward(hidden_states)
+
+
+class BatchNorm1d(_CheckedBatchNorm, nn.BatchNorm1d):
+    """(N, C) to (N, C)."""
+
+
+class BatchNorm2d(_CheckedBatchNorm, nn.BatchNorm2d):
+    """(B, C, h, w) to (B, C, h, w)."""
+
+
+class FrozenParametersMixin:
+    """
+    A module with parameters that nothing trains, named in `frozen_parameters`: published files hold them. Loading makes
+    new parameters, which learn by default, and data parallel training would wait for their gradients.
+    """
+
+    frozen_parameters: ClassVar[tuple[str, ...]] = ()
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        if name in self.frozen_parameters and param is not None:
+            param.requires_grad_(False)
+        super().register_parameter(name, param)
+
+
 def init_batch_norm(module: nn.BatchNorm2d) -> None:
     """Weight 1, bias 0, and running statistics that have seen nothing."""
     init.ones_(module.weight)
@@ -99,8 +142,8 @@ def init_batch_norm(module: nn.BatchNorm2d) -> None:
 
 def init_lecun_normal(weight: torch.Tensor) -> None:
     """
-    Flax's lecun_normal: variance 1 / fan_in, cut at two standard deviations of the normal before the cut, whose deviation
-    the constant restores. (`transformers.initialization.lecun_normal_` cuts at 2.0 absolute: 14 % too wide.)
+    Flax's lecun_normal: variance 1 / fan_in, cut at two standard deviations of the normal before the cut, whose
+    deviation the constant restores. (`transformers.initialization.lecun_normal_` cuts at 2.0 absolute: 14 % too wide.)
     """
     std = weight[0].numel() ** -0.5 / 0.87962566103423978
     init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
@@ -108,8 +151,9 @@ def init_lecun_normal(weight: torch.Tensor) -> None:
 
 def init_trunc_normal(module: nn.Module, std: float) -> None:
     """
-    The initialisation that timm gave to DeiT and its descendants (facebookresearch/deit@7e160fe, timm 0.3.2): linear layers
-    truncated normal with zero bias, norms 1 and 0, convolutions as PyTorch has them, layer scales their configured value.
+    The initialisation that timm gave to DeiT and its descendants (facebookresearch/deit@7e160fe, timm 0.3.2): linear
+    layers truncated normal with zero bias, norms 1 and 0, convolutions as PyTorch has them, layer scales their
+    configured value.
     """
     if isinstance(module, nn.Linear):
         init.trunc_normal_(module.weight, std=std)
@@ -120,6 +164,8 @@ def init_trunc_normal(module: nn.Module, std: float) -> None:
     elif isinstance(module, (nn.LayerNorm, nn.GroupNorm)):
         init.ones_(module.weight)
         init.zeros_(module.bias)
+    elif isinstance(module, nn.RMSNorm):
+        init.ones_(module.weight)
     elif isinstance(module, nn.BatchNorm2d):
         init_batch_norm(module)
     elif isinstance(module, LayerScale):
@@ -128,8 +174,8 @@ def init_trunc_normal(module: nn.Module, std: float) -> None:
 
 def init_jax(module: nn.Module) -> None:
     """
-    The initialisation of google-research/vision_transformer@c6de1e5 vit_jax/models_vit.py: Xavier uniform layers, LeCun normal
-    patches, zero head.
+    The initialisation of google-research/vision_transformer@c6de1e5 vit_jax/models_vit.py: Xavier uniform layers, LeCun
+    normal patches, zero head.
     """
     if isinstance(module, nn.Conv2d):
         init_lecun_normal(module.weight)
@@ -138,6 +184,8 @@ def init_jax(module: nn.Module) -> None:
     elif isinstance(module, (nn.LayerNorm, nn.GroupNorm)):
         init.ones_(module.weight)
         init.zeros_(module.bias)
+    elif isinstance(module, nn.RMSNorm):
+        init.ones_(module.weight)
     elif isinstance(module, nn.Linear):
         init.zeros_(module.weight)  # the classifier; layers inside the encoder follow below, from their parents
         if module.bias is not None:
@@ -150,4 +198,5 @@ def init_jax(module: nn.Module) -> None:
     elif isinstance(module, Mlp):
         for linear in (module.fc1, module.fc2):
             init.xavier_uniform_(linear.weight)
-            init.normal_(linear.bias, std=1e-6)
+            if linear.bias is not None:
+                init.normal_(linear.bias, std=1e-6)

@@ -10,8 +10,6 @@ from torch import nn
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.utils.generic import merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs
 
 from .attention import HeadMixing, attend, probabilities_of
 from .configuration_cait import VitfCaitConfig
@@ -20,9 +18,11 @@ from .embeddings import PatchEmbeddings, PositionEmbeddings
 from .layers import DropPath, LayerScale, Mlp, drop_path_rates, init_trunc_normal
 from .modeling_vitf import (
     ImageClassificationMixin,
+    LayerGroup,
     MaskedImageModelingMixin,
     VitfBackboneMixin,
     VitfPreTrainedModel,
+    encoder_forward,
     masked_embeddings,
 )
 
@@ -49,7 +49,7 @@ class CaitEmbeddings(nn.Module):
 
 
 class CaitAttention(nn.Module):
-    """What both kinds of attention have in common."""
+    """The part that both kinds of attention have in common."""
 
     is_causal = False
 
@@ -130,8 +130,8 @@ class CaitLayer(GradientCheckpointingLayer):
 
 class CaitClassLayer(GradientCheckpointingLayer):
     """
-    Of the class token c: c + scale * attention(norm([c, x])), then c + scale * mlp(norm(c)). The patches x are read and stay
-    as they are; the first norm sees them too.
+    Of the class token c: c + scale * attention(norm([c, x])), then c + scale * mlp(norm(c)). The patches x are read and
+    stay as they are; the first norm sees them too.
     """
 
     def __init__(self, config: VitfCaitConfig):
@@ -190,9 +190,8 @@ class VitfCaitModel(VitfCaitPreTrainedModel):
     The bare encoder. `pooler_output` is the class token after the last norm.
 
     Args:
-        add_pooling_layer (`bool`, *optional*, defaults to `True`):
-            Whether to make the class token and its layers. They change no patch: heads that do not read `pooler_output` would
-            train them in vain.
+        add_pooling_layer (`bool`, *optional*, defaults to `True`): Whether to make the class token and its layers. They
+            change no patch: heads that do not read `pooler_output` would train them in vain.
     """
 
     def __init__(self, config: VitfCaitConfig, add_pooling_layer: bool = True):
@@ -205,8 +204,15 @@ class VitfCaitModel(VitfCaitPreTrainedModel):
         self.num_prefix_tokens = int(add_pooling_layer)
         self.post_init()
 
-    @merge_with_config_defaults
-    @capture_outputs(tie_last_hidden_states=False)
+    def layer_groups(self) -> list[LayerGroup]:
+        groups = super().layer_groups()
+        if self.class_stage is not None:
+            # The class token is read by its own layers only, and counts among the stem all the same, as in timm.
+            groups[0].append(self.class_stage.cls_token)
+            groups += ([layer] for layer in self.class_stage.layers)
+        return groups
+
+    @encoder_forward
     def forward(
         self,
         pixel_values: torch.Tensor,
@@ -221,10 +227,10 @@ class VitfCaitModel(VitfCaitPreTrainedModel):
             mask_token (`torch.Tensor` of shape `(1, 1, C)`, *optional*): What masked patches become.
 
         Returns:
-            `last_hidden_state` (B, 1 + N, C), the class token first, after the last norm, (B, N, C) without the layers of the
-            class token; `pooler_output` (B, C), or `None` without them; `hidden_states`: patches (B, N, C), the input of the
-            first layer and the output of each; `attentions`: (B, h, N, N) a layer, whose rows need not sum to 1, then
-            (B, h, 1, 1 + N) a layer of the class token.
+            `last_hidden_state` (B, 1 + N, C), the class token first, after the last norm, (B, N, C) without the layers
+            of the class token; `pooler_output` (B, C), or `None` without them; `hidden_states`: patches (B, N, C), the
+            input of the first layer and the output of each; `attentions`: (B, h, N, N) a layer, whose rows need not sum
+            to 1, then (B, h, 1, 1 + N) a layer of the class token.
         """
         hidden_states = self.embeddings(pixel_values, bool_masked_pos, mask_token)
         for layer in self.layers:

@@ -1,8 +1,10 @@
-"""CCT, CVT and ViT-Lite (arXiv 2104.05704): a convolutional tokenizer, a small encoder, learned pooling of the sequence.
+"""CCT, CVT and ViT-Lite (arXiv 2104.05704): a convolutional tokenizer, a small encoder, learned pooling of the
+sequence.
 
 Order of operations from SHI-Labs/Compact-Transformers@cd11f09 src/utils/{tokenizer,transformers}.py.
 
-Shapes: B batch, N tokens (class token first where there is one, then the map row by row), C channels, H x W pixels, h heads.
+Shapes: B batch, N tokens (class token first where there is one, then the map row by row), C channels, H x W pixels, h
+    heads.
 """
 
 from itertools import pairwise
@@ -12,25 +14,30 @@ from torch import nn
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.utils.generic import merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs
 
 from .attention import SelfAttention
 from .configuration_cct import VitfCctConfig
 from .configuration_vitf import pair
-from .embeddings import PositionEmbeddings, check_input
+from .embeddings import (
+    FrozenPositionEmbeddings,
+    PositionEmbeddings,
+    check_input,
+)
 from .layers import DropPath, Mlp, drop_path_rates, init_trunc_normal
 from .modeling_vitf import (
     ImageClassificationMixin,
     MaskedImageModelingMixin,
     VitfBackboneMixin,
     VitfPreTrainedModel,
+    encoder_forward,
     masked_embeddings,
 )
 
 
 def sine_table(num_positions: int, hidden_size: int) -> torch.Tensor:
-    """The fixed table over the flattened sequence, (1, num_positions, C): sines on even channels, cosines on odd ones."""
+    """
+    The fixed table over the flattened sequence, (1, num_positions, C): sines on even channels, cosines on odd ones.
+    """
     channels = torch.arange(hidden_size)
     # Angles in double, sines in single precision: bit for bit the table that the original's files hold.
     frequencies = 10000.0 ** (-2.0 * (channels // 2).double() / hidden_size)
@@ -39,7 +46,9 @@ def sine_table(num_positions: int, hidden_size: int) -> torch.Tensor:
 
 
 class CctTokenizer(nn.Module):
-    """(B, num_channels, H, W) to (B, h * w, C): convolutions with ReLU and max-pooling, or one convolution over patches."""
+    """
+    (B, num_channels, H, W) to (B, h * w, C): convolutions with ReLU and max-pooling, or one convolution over patches.
+    """
 
     hidden_channels = 64  # of all convolutions but the last (src/utils/tokenizer.py in_planes)
 
@@ -89,14 +98,13 @@ class CctEmbeddings(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size)) if config.pooling == "cls" else None
         self.position_embeddings = None
         if config.position_embedding_type != "none":
-            self.position_embeddings = PositionEmbeddings(
+            is_learned = config.position_embedding_type == "learned"
+            self.position_embeddings = (PositionEmbeddings if is_learned else FrozenPositionEmbeddings)(
                 config.hidden_size,
                 self.patch_embeddings.grid(*pair(config.image_size)),
                 num_prefix_tokens=int(config.pooling == "cls"),
                 interpolation="bilinear_half_pixel",
             )
-            # Published files hold the sine table: it is kept as a frozen parameter, as the original has it.
-            self.position_embeddings.weight.requires_grad_(config.position_embedding_type == "learned")
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, pixel_values, bool_masked_pos=None, mask_token=None) -> torch.Tensor:
@@ -171,8 +179,7 @@ class VitfCctModel(VitfCctPreTrainedModel):
         self.num_prefix_tokens = int(config.pooling == "cls")
         self.post_init()
 
-    @merge_with_config_defaults
-    @capture_outputs(tie_last_hidden_states=False)
+    @encoder_forward
     def forward(
         self,
         pixel_values: torch.Tensor,

@@ -1,9 +1,10 @@
-"""CoAtNet (arXiv 2106.04803): stages of inverted bottlenecks, then stages of attention with a bias by relative position.
+"""CoAtNet (arXiv 2106.04803): stages of inverted bottlenecks, then stages of attention with a bias by relative
+position.
 
 Order of operations from timm 1.0.31 timm/models/maxxvit.py; there is no official code.
 
-Shapes: B batch, C channels, H x W pixels, h x w feature map, N = h * w tokens (the map row by row), (rows, columns) a map's
-size. Maps lie in memory with the channels last, so that tokens are a view of them.
+Shapes: B batch, C channels, H x W pixels, h x w feature map, N = h * w tokens (the map row by row), (rows, columns) a
+map's size. Maps lie in memory with the channels last, so that tokens are a view of them.
 """
 
 import torch
@@ -12,21 +13,30 @@ from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.utils.generic import merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs
 
 from .attention import attend
+from .caches import Resizable, size_table
 from .configuration_coatnet import VitfCoatnetConfig
 from .configuration_vitf import pair
-from .embeddings import Resizable, SizeCache, check_input
-from .layers import DropPath, LayerScale, Mlp, drop_path_rates, init_batch_norm, init_torch_default
+from .embeddings import check_input
+from .layers import (
+    BatchNorm2d,
+    DropPath,
+    LayerScale,
+    Mlp,
+    drop_path_rates,
+    init_batch_norm,
+    init_torch_default,
+)
 from .modeling_vitf import (
     ImageClassificationMixin,
     MaskedImageModelingMixin,
     PyramidBackboneMixin,
     VitfPreTrainedModel,
+    encoder_forward,
     masked_embeddings,
 )
+from .shapes import split_dim
 from .windows import relative_position_index, static_size
 
 # Initial layer scale of ConvNeXt layers.
@@ -42,7 +52,7 @@ def to_tokens(feature_map: torch.Tensor) -> torch.Tensor:
 
 def to_map(tokens: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
     """(B, N, C) to (B, C, *grid)."""
-    return tokens.transpose(1, 2).unflatten(2, grid)
+    return split_dim(tokens.transpose(1, 2), 2, grid)
 
 
 class CoatnetMapNorm(nn.LayerNorm):
@@ -52,11 +62,11 @@ class CoatnetMapNorm(nn.LayerNorm):
         return super().forward(feature_map.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
-NORMS = {"layer": CoatnetMapNorm, "batch": nn.BatchNorm2d}
+NORMS = {"layer": CoatnetMapNorm, "batch": BatchNorm2d}
 
 
 def make_pool(pool_type: str) -> nn.Module:
-    """What halves a map, (B, C, h, w) to (B, C, ceil(h / 2), ceil(w / 2)): borders average what there is."""
+    """A layer that halves a map, (B, C, h, w) to (B, C, ceil(h / 2), ceil(w / 2)): borders average what there is."""
     return nn.AvgPool2d(2, ceil_mode=True) if pool_type == "average" else nn.MaxPool2d(3, stride=2, padding=1)
 
 
@@ -100,8 +110,8 @@ def squeezed_channels(config: VitfCoatnetConfig, inner: int, wide: int) -> int:
 
 class CoatnetConvLayer(GradientCheckpointingLayer):
     """
-    x + bottleneck(norm(x)): 1 x 1, depth-wise 3 x 3 and 1 x 1 convolutions, with squeeze-and-excitation before or after the
-    norm of the second.
+    x + bottleneck(norm(x)): 1 x 1, depth-wise 3 x 3 and 1 x 1 convolutions, with squeeze-and-excitation before or after
+    the norm of the second.
     """
 
     def __init__(self, config: VitfCoatnetConfig, stage: int, narrow: int, stride: int, drop_path_rate: float):
@@ -110,14 +120,14 @@ class CoatnetConvLayer(GradientCheckpointingLayer):
         inner = expanded_channels(config, narrow, wide)
         strides = _STRIDES[config.stride_mode] if stride == 2 else (1, 1, 1)
         self.shortcut = CoatnetShortcut(config, narrow, wide, config.conv_bias) if stride == 2 else nn.Identity()
-        self.norm_before = nn.BatchNorm2d(narrow)
+        self.norm_before = BatchNorm2d(narrow)
         self.activation = ACT2FN[config.conv_act]
         self.activation_before = self.activation if config.pre_norm_act else nn.Identity()
         self.pool = make_pool("average") if strides[0] == 2 else nn.Identity()
         self.expand = nn.Conv2d(narrow, inner, 1, strides[1], bias=False)
-        self.norm_expanded = nn.BatchNorm2d(inner)
+        self.norm_expanded = BatchNorm2d(inner)
         self.depthwise = nn.Conv2d(inner, inner, 3, strides[2], padding=1, groups=inner, bias=False)
-        self.norm_depthwise = nn.BatchNorm2d(inner)
+        self.norm_depthwise = BatchNorm2d(inner)
         self.squeeze_excitation = CoatnetSqueezeExcitation(config, inner, squeezed_channels(config, inner, wide))
         self.se_position = config.se_position
         self.reduce = nn.Conv2d(inner, wide, 1, bias=config.conv_bias)
@@ -164,20 +174,22 @@ class CoatnetConvNextLayer(GradientCheckpointingLayer):
 CONV_LAYERS = {"mbconv": CoatnetConvLayer, "convnext": CoatnetConvNextLayer}
 
 
-def axis_weights(old: int, new: int) -> torch.Tensor:
+def axis_weights(
+    old: int, new: int, dtype: torch.dtype = torch.float64, device: torch.device | None = None
+) -> torch.Tensor:
     """
     How an axis of a table of relative positions becomes another, as timm does it (timm/layers/pos_embed_rel.py,
-    resize_rel_pos_bias_table, after BEiT): the distances of the old axis grow geometrically until they span the new one, and
-    new distances in between are interpolated linearly.
+    resize_rel_pos_bias_table, after BEiT): the distances of the old axis grow geometrically until they span the new
+    one, and new distances in between are interpolated linearly.
 
     Args:
         old, new (`int`): Entries before and after, `2 * side - 1`.
 
     Returns:
-        `torch.Tensor` of shape `(new, old)`, float64: rows sum to 1.
+        `torch.Tensor` of shape `(new, old)`, computed in float64: rows sum to 1.
     """
     if old == 1:
-        return torch.ones(new, 1, dtype=torch.float64)
+        return torch.ones(new, 1, dtype=dtype, device=device)
     low, high = 1.01, 1.5
     while high - low > 1e-6:
         ratio = (low + high) / 2
@@ -189,15 +201,23 @@ def axis_weights(old: int, new: int) -> torch.Tensor:
     right = torch.bucketize(wanted, places).clamp(1, old - 1)
     share = (wanted - places[right - 1]) / (places[right] - places[right - 1])
     columns = torch.stack((right - 1, right), dim=1)
-    return wanted.new_zeros(new, old).scatter(1, columns, torch.stack((1 - share, share), dim=1))
+    weights = wanted.new_zeros(new, old).scatter(1, columns, torch.stack((1 - share, share), dim=1))
+    return weights.to(device=device, dtype=dtype)
+
+
+def log_distances(grid: tuple[int, int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """
+    Logarithms of the vertical and horizontal distances on a map of `grid`, with their signs: (number of distances, 2).
+    Computed in float32 as the original does.
+    """
+    axes = (torch.arange(1 - side, side, dtype=torch.float32) for side in grid)
+    logarithms = (axis.sign() * (1 + axis.abs()).log() for axis in axes)
+    table = torch.stack(torch.meshgrid(*logarithms, indexing="ij"), dim=-1).flatten(0, 1)
+    return table.to(device=device, dtype=dtype)
 
 
 class CoatnetPositionBias(Resizable):
     """A bias of each head for each relative position of two tokens on a map of any size. A subclass gives the table."""
-
-    def __init__(self):
-        super().__init__()
-        self.geometry = SizeCache()
 
     def table(self, grid: tuple[int, int]) -> torch.Tensor:
         """The biases on a map of `grid`: (h, (2 * rows - 1) * (2 * columns - 1)), in the order of the index."""
@@ -205,16 +225,14 @@ class CoatnetPositionBias(Resizable):
 
     def forward(self, grid: tuple[int, int]) -> torch.Tensor:
         """The bias between the tokens of a map of `grid`: (1, h, N, N)."""
-        sources = tuple(self.parameters())
 
         def make() -> torch.Tensor:
-            device = sources[0].device
-            index = self.geometry.get(("index", grid, device), (), lambda: relative_position_index(grid, device))
+            table = self.table(grid)
+            index = size_table(relative_position_index, grid, table.device)
             # Unlike indexing, its gradient is a fast sum.
-            return self.table(grid).index_select(1, index.flatten()).view(1, -1, *index.shape)
+            return table.index_select(1, index.flatten()).view(1, -1, *index.shape)
 
-        # While training, dropout makes another table each time.
-        return make() if self.training else self.by_size.get(grid, sources, make)
+        return self.for_size(grid, make)
 
 
 class CoatnetTableBias(CoatnetPositionBias):
@@ -230,13 +248,11 @@ class CoatnetTableBias(CoatnetPositionBias):
         if grid == self.grid:
             return self.weight
         old, new = (tuple(2 * side - 1 for side in sides) for sides in (self.grid, grid))
-        like = self.weight
-
-        def make() -> tuple[torch.Tensor, torch.Tensor]:
-            return tuple(axis_weights(*sides).to(like) for sides in zip(old, new, strict=True))
-
-        rows, columns = self.geometry.get(("axes", grid, like.device, like.dtype), (), make)
-        table = torch.einsum("rs,sth,ct->rch", rows, like.unflatten(0, old), columns)
+        weight = self.weight
+        rows, columns = (
+            size_table(axis_weights, *sides, weight.dtype, weight.device) for sides in zip(old, new, strict=True)
+        )
+        table = torch.einsum("rs,sth,ct->rch", rows, split_dim(weight, 0, old), columns)
         return table.flatten(0, 1)
 
     def table(self, grid: tuple[int, int]) -> torch.Tensor:
@@ -245,8 +261,8 @@ class CoatnetTableBias(CoatnetPositionBias):
 
 class CoatnetMlpBias(CoatnetPositionBias):
     """
-    Made by a network of two layers from the logarithms of vertical and horizontal distance. Its weights are parameters of this
-    module: what is cached follows from them, wherever they are moved to.
+    Made by a network of two layers from the logarithms of vertical and horizontal distance. Its weights are parameters
+    of this module: what is cached follows from them, wherever they are moved to.
     """
 
     def __init__(self, config: VitfCoatnetConfig, num_heads: int, grid: tuple[int, int]):
@@ -258,15 +274,7 @@ class CoatnetMlpBias(CoatnetPositionBias):
         self.fc2_bias = nn.Parameter(torch.zeros(num_heads))
 
     def table(self, grid: tuple[int, int]) -> torch.Tensor:
-        like = self.fc1_weight
-
-        def make() -> torch.Tensor:
-            # In float32 as the original has it, whatever the model's dtype.
-            axes = (torch.arange(1 - side, side, dtype=torch.float32) for side in grid)
-            logarithms = (axis.sign() * (1 + axis.abs()).log() for axis in axes)
-            return torch.stack(torch.meshgrid(*logarithms, indexing="ij"), dim=-1).flatten(0, 1).to(like)
-
-        distances = self.geometry.get(("distances", grid, like.device, like.dtype), (), make)
+        distances = size_table(log_distances, grid, self.fc1_weight.dtype, self.fc1_weight.device)
         hidden = nn.functional.linear(distances, self.fc1_weight, self.fc1_bias).relu()
         hidden = nn.functional.dropout(hidden, self.dropout_prob, self.training)
         return nn.functional.linear(hidden, self.fc2_weight, self.fc2_bias).t()
@@ -276,7 +284,9 @@ POSITION_BIASES = {"table": CoatnetTableBias, "mlp": CoatnetMlpBias}
 
 
 class CoatnetAttention(nn.Module):
-    """Attention on the whole map, (B, N, C) to (B, N, C'). Rows of `qkv` are grouped by head: its queries, keys, values."""
+    """
+    Attention on the whole map, (B, N, C) to (B, N, C'). Rows of `qkv` are grouped by head: its queries, keys, values.
+    """
 
     is_causal = False
 
@@ -298,7 +308,7 @@ class CoatnetAttention(nn.Module):
         self, hidden_states: torch.Tensor, grid: tuple[int, int], **kwargs
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(B, N, C) on a map of `grid` to (B, N, C'), and the map (B, h, N, N)."""
-        states = self.qkv(hidden_states).unflatten(2, (self.num_heads, 3, -1))
+        states = split_dim(self.qkv(hidden_states), 2, (self.num_heads, 3, -1))
         query, key, value = states.permute(3, 0, 2, 1, 4).unbind(0)
         bias = self.position_bias(grid)
         context, probabilities = attend(self, query, key, value, self.scaling, position_bias=bias, **kwargs)
@@ -333,7 +343,9 @@ class CoatnetAttentionLayer(GradientCheckpointingLayer):
 
 
 class CoatnetStage(nn.Module):
-    """Convolutional layers, then attention layers; the first of all halves the map. `grid` is the map's size after it."""
+    """
+    Convolutional layers, then attention layers; the first of all halves the map. `grid` is the map's size after it.
+    """
 
     def __init__(self, config: VitfCoatnetConfig, stage: int, drop_path_rates: list[float]):
         super().__init__()
@@ -351,7 +363,9 @@ class CoatnetStage(nn.Module):
 
 
 class CoatnetPatchEmbeddings(nn.Module):
-    """The stem, two 3 x 3 convolutions: (B, num_channels, H, W) to (B, C, ceil(H / patch_size), ceil(W / patch_size))."""
+    """
+    The stem, two 3 x 3 convolutions: (B, num_channels, H, W) to (B, C, ceil(H / patch_size), ceil(W / patch_size)).
+    """
 
     def __init__(self, config: VitfCoatnetConfig):
         super().__init__()
@@ -360,7 +374,7 @@ class CoatnetPatchEmbeddings(nn.Module):
         self.conv1 = nn.Conv2d(config.num_channels, first, 3, pair(config.patch_size), padding=1, bias=False)
         # The norm is that of the convolutional layers.
         is_batch = config.conv_layer_type == "mbconv"
-        self.norm = nn.BatchNorm2d(first) if is_batch else CoatnetMapNorm(first, eps=config.layer_norm_eps)
+        self.norm = BatchNorm2d(first) if is_batch else CoatnetMapNorm(first, eps=config.layer_norm_eps)
         self.activation = ACT2FN[config.conv_act]
         self.conv2 = nn.Conv2d(first, second, 3, padding=1, bias=False)
 
@@ -372,7 +386,10 @@ class CoatnetPatchEmbeddings(nn.Module):
 
 
 def init_by_fan_out(weight: torch.Tensor, groups: int) -> None:
-    """EfficientNet's: normal with variance 2 / fan-out, the elements of a kernel times the channels of the output by group."""
+    """
+    EfficientNet's: normal with variance 2 / fan-out, the elements of a kernel times the channels of the output by
+    group.
+    """
     init.normal_(weight, std=(2 * groups * weight.shape[1] / weight.numel()) ** 0.5)
 
 
@@ -431,8 +448,8 @@ class VitfCoatnetPreTrainedModel(VitfPreTrainedModel):
 
 class VitfCoatnetModel(VitfCoatnetPreTrainedModel):
     """
-    The bare encoder. `pooler_output` is the mean of the last map, normalised before it is taken, or after it with a tanh layer
-    behind (`representation_size`).
+    The bare encoder. `pooler_output` is the mean of the last map, normalised before it is taken, or after it with a
+    tanh layer after it (`representation_size`).
 
     Args:
         add_pooling_layer (`bool`, *optional*, defaults to `True`):
@@ -457,8 +474,7 @@ class VitfCoatnetModel(VitfCoatnetPreTrainedModel):
             self.pre_logits = nn.Linear(config.hidden_sizes[-1], config.representation_size)
         self.post_init()
 
-    @merge_with_config_defaults
-    @capture_outputs(tie_last_hidden_states=False)
+    @encoder_forward
     def forward(
         self,
         pixel_values: torch.Tensor,
@@ -468,15 +484,15 @@ class VitfCoatnetModel(VitfCoatnetPreTrainedModel):
     ) -> BaseModelOutputWithPooling:
         r"""
         Args:
-            pixel_values (`torch.Tensor` of shape `(B, num_channels, H, W)`): Any H and W.
-            bool_masked_pos (`torch.BoolTensor` of shape `(B, ceil(H / patch_size) * ceil(W / patch_size))`, *optional*):
+            pixel_values (`torch.Tensor` of shape `(B, num_channels, H, W)`): Any H and W. bool_masked_pos
+            (`torch.BoolTensor` of shape `(B, ceil(H / patch_size) * ceil(W / patch_size))`, *optional*):
                 Pixels of the stem's map to mask.
             mask_token (`torch.Tensor` of shape `(1, 1, C)`, *optional*): What masked ones become.
 
         Returns:
-            `last_hidden_state` (B, C, h, w) of the last stage after the norm; `pooler_output` (B, C or
-            `representation_size`); `hidden_states`: the input of the first stage and the output of each, (B, C, h, w) with the
-            sizes of the stage; `attentions`: (B, heads, N, N) of each attention layer.
+            `last_hidden_state` (B, h * w, C) of the last stage after the norm; `pooler_output` (B, C or
+            `representation_size`); `hidden_states`: the input of the first stage and the output of each, (B, C, h, w)
+            with the sizes of the stage; `attentions`: (B, heads, N, N) of each attention layer.
         """
         grids = self.config.feature_map_sizes(*static_size(pixel_values.shape[-2:]))
         hidden_states = self.patch_embeddings(pixel_values)
@@ -484,13 +500,13 @@ class VitfCoatnetModel(VitfCoatnetPreTrainedModel):
             hidden_states = to_map(masked_embeddings(to_tokens(hidden_states), bool_masked_pos, mask_token), grids[0])
         for stage, grid in zip(self.stages, grids[1:], strict=True):
             hidden_states = stage(hidden_states, grid, **kwargs)
-        last_hidden_state = self.layernorm(hidden_states)
+        last_map = self.layernorm(hidden_states)
         if self.pre_logits is None:
-            pooled = last_hidden_state.mean((2, 3))
+            pooled = last_map.mean((2, 3))
         else:
             pooled = self.layernorm(hidden_states.mean((2, 3), keepdim=True)).flatten(1)
             pooled = torch.tanh(self.pre_logits(pooled))
-        return BaseModelOutputWithPooling(last_hidden_state=last_hidden_state, pooler_output=pooled)
+        return BaseModelOutputWithPooling(last_hidden_state=to_tokens(last_map), pooler_output=pooled)
 
 
 class VitfCoatnetForImageClassification(ImageClassificationMixin, VitfCoatnetPreTrainedModel):

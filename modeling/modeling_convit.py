@@ -13,60 +13,75 @@ from torch import nn
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.utils.generic import merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs
 
 from .attention import SelfAttention, attend
+from .caches import Resizable
 from .configuration_convit import VitfConvitConfig
 from .configuration_vitf import pair
-from .embeddings import PatchEmbeddings, PositionEmbeddings, Resizable
-from .layers import DropPath, Mlp, drop_path_rates, init_trunc_normal
+from .embeddings import PatchEmbeddings, PositionEmbeddings
+from .layers import (
+    DropPath,
+    FrozenParametersMixin,
+    Mlp,
+    drop_path_rates,
+    init_trunc_normal,
+)
 from .modeling_vitf import (
     ImageClassificationMixin,
     MaskedImageModelingMixin,
     VitfBackboneMixin,
     VitfPreTrainedModel,
+    encoder_forward,
     masked_embeddings,
 )
+from .shapes import split_dim
 
 
 class ConvitEmbeddings(nn.Module):
-    """(B, num_channels, H, W) to patch tokens (B, N, C), positions added, and the class token (B, 1, C), without one."""
+    """
+    (B, num_channels, H, W) to patch tokens (B, N, C), positions added, and the class token (B, 1, C), without one.
+    """
 
     def __init__(self, config: VitfConvitConfig):
         super().__init__()
         self.patch_embeddings = PatchEmbeddings(config.num_channels, config.hidden_size, config.patch_size)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
-        self.position_embeddings = PositionEmbeddings(
-            config.hidden_size,
-            self.patch_embeddings.grid(*pair(config.image_size)),
-            num_prefix_tokens=0,
-            interpolation="bicubic",
-        )
+        self.position_embeddings = None
+        if config.position_embedding_type == "learned":
+            self.position_embeddings = PositionEmbeddings(
+                config.hidden_size,
+                self.patch_embeddings.grid(*pair(config.image_size)),
+                num_prefix_tokens=0,
+                interpolation="bicubic",
+            )
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, pixel_values, bool_masked_pos=None, mask_token=None) -> tuple[torch.Tensor, torch.Tensor]:
         patches = self.patch_embeddings(pixel_values)
         patches = masked_embeddings(patches, bool_masked_pos, mask_token)
         grid = self.patch_embeddings.grid(*pixel_values.shape[-2:])
-        patches = self.dropout(patches + self.position_embeddings(grid, patches))
+        if self.position_embeddings is not None:
+            patches = patches + self.position_embeddings(grid, patches)
+        patches = self.dropout(patches)
         return patches, self.cls_token.expand(patches.shape[0], -1, -1)
 
 
-class ConvitPositionalAttention(Resizable):
+class ConvitPositionalAttention(FrozenParametersMixin, Resizable):
     """
-    Attention by relative position alone: for a key `dx` columns and `dy` rows from the query the softmax of
+    Attention by relative position only: for a key `dx` columns and `dy` rows from the query the softmax of
     w0 dx + w1 dy + w2 (dx^2 + dy^2), with `weight` (h, 3).
 
-    Rows and columns enter as a sum, so the softmax is the product of one over rows and one over columns. These two are all
-    that is computed: 2 N (r + c) d operations instead of 2 N^2 d. (The original makes the whole map.)
+    Rows and columns enter as a sum, so the softmax is the product of one over rows and one over columns. These two are
+    all that is computed: 2 N (r + c) d operations instead of 2 N^2 d. (The original makes the whole map.)
     """
+
+    # A softmax does not see what is added to all keys alike: it is carried along only.
+    frozen_parameters = ("bias",)
 
     def __init__(self, num_heads: int):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(num_heads, 3))
-        # Published files hold it, but a softmax does not see what is added to all keys alike: it is carried along only.
-        self.bias = nn.Parameter(torch.zeros(num_heads), requires_grad=False)
+        self.bias = nn.Parameter(torch.zeros(num_heads))
 
     def axis_map(self, linear: torch.Tensor, length: int) -> torch.Tensor:
         """The softmax along one axis, (h, length, length); `linear` (h) is the factor of the distance."""
@@ -82,12 +97,12 @@ class ConvitPositionalAttention(Resizable):
         def make():
             return self.axis_map(self.weight[:, 1], grid[0]), self.axis_map(self.weight[:, 0], grid[1])
 
-        return self.by_size.get(grid, (self.weight,), make)
+        return self.for_size(grid, make)
 
     def forward(self, value: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
         """Values (B, h, N, d) to the context (B, h, N, d)."""
         rows, columns = self.maps(grid)
-        context = torch.matmul(columns[:, None], value.unflatten(2, grid)).flatten(3)  # (B, h, r, c * d)
+        context = torch.matmul(columns[:, None], split_dim(value, 2, grid)).flatten(3)  # (B, h, r, c * d)
         return torch.matmul(rows, context).view(value.shape)
 
     def full_map(self, grid: tuple[int, int]) -> torch.Tensor:
@@ -121,12 +136,12 @@ class ConvitGatedAttention(nn.Module):
         query, key = self.query_key(hidden_states).view(batch, tokens, 2, self.num_heads, -1).permute(2, 0, 3, 1, 4)
         value = self.value(hidden_states).view(batch, tokens, self.num_heads, -1).transpose(1, 2)
         content, probabilities = attend(self, query, key, value, self.scaling, **kwargs)
-        gate = self.gate.sigmoid()
+        gate = self.gate.sigmoid().to(content.dtype)  # under autocast parameters are wider than states
         # Both maps have rows that sum to 1, and so has what the original divides by the sum of its rows.
         by_position = self.position(value, grid).transpose(1, 2)
         context = torch.lerp(content.view(by_position.shape), by_position, gate[:, None]).flatten(2)
         if probabilities is not None:
-            probabilities = torch.lerp(probabilities, self.position.full_map(grid), gate[:, None, None])
+            probabilities = torch.lerp(probabilities, self.position.full_map(grid).to(gate.dtype), gate[:, None, None])
         return self.dropout(self.proj(context)), probabilities
 
 
@@ -150,8 +165,9 @@ class ConvitLayer(GradientCheckpointingLayer):
 
 def convolution_weights(weight: torch.Tensor, strength: float) -> torch.Tensor:
     """
-    The position weights (h, 3) with which k * k heads look like a k x k convolution, k = floor(sqrt(h)): head a + k b has its
-    centre a rows and b columns from the kernel's corner. Heads beyond them keep their row of `weight`. (`local_init`)
+    The position weights (h, 3) with which k * k heads look like a k x k convolution, k = floor(sqrt(h)): head a + k b
+    has its centre a rows and b columns from the kernel's corner. Heads beyond them keep their row of `weight`.
+    (`local_init`)
     """
     side = math.isqrt(weight.shape[0])
     offsets = 2 * (torch.arange(side, dtype=weight.dtype, device=weight.device) - (side - 1) / 2)
@@ -165,6 +181,8 @@ class VitfConvitPreTrainedModel(VitfPreTrainedModel):
     base_model_prefix = "convit"
     _no_split_modules = ["ConvitEmbeddings", "ConvitLayer"]
     _can_record_outputs = {"hidden_states": ConvitLayer, "attentions": [ConvitGatedAttention, SelfAttention]}
+    # The attention by position decays: no_weight_decay of the original names the table and the token only.
+    without_weight_decay = (r"position_embeddings", r"tokens?$")
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -201,8 +219,7 @@ class VitfConvitModel(VitfConvitPreTrainedModel):
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.post_init()
 
-    @merge_with_config_defaults
-    @capture_outputs(tie_last_hidden_states=False)
+    @encoder_forward
     def forward(
         self,
         pixel_values: torch.Tensor,
@@ -217,9 +234,9 @@ class VitfConvitModel(VitfConvitPreTrainedModel):
             mask_token (`torch.Tensor` of shape `(1, 1, C)`, *optional*): What masked patches become.
 
         Returns:
-            `last_hidden_state` (B, N, C), after the last norm; `pooler_output` (B, C);
-            `hidden_states`: the input of the first layer and the output of each, up to `local_up_to_layer` without class
-            token; `attentions`: (B, h, N, N) a layer, with the N of that layer.
+            `last_hidden_state` (B, N, C), after the last norm; `pooler_output` (B, C); `hidden_states`: the input of
+            the first layer and the output of each, up to `local_up_to_layer` without class token; `attentions`: (B, h,
+            N, N) a layer, with the N of that layer.
         """
         hidden_states, cls_token = self.embeddings(pixel_values, bool_masked_pos, mask_token)
         grid = self.embeddings.patch_embeddings.grid(*pixel_values.shape[-2:])

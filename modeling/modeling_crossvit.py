@@ -1,10 +1,13 @@
-"""CrossViT (arXiv 2103.14899): two ViTs with patches of different size, whose class tokens attend to each other's patches.
+"""CrossViT (arXiv 2103.14899): two ViTs with patches of different size, whose class tokens attend to each other's
+patches.
 
 Order of operations from IBM/CrossViT@3f7ab77 models/crossvit.py (timm 0.4.12 vision_transformer.py for the layers).
 
-Shapes: B batch, N tokens of the small branch, M of the large one (class token, then patches row by row), C and D channels of
-the two, H x W pixels, h heads.
+Shapes: B batch, N tokens of the small branch, M of the large one (class token, then patches row by row), C and D
+channels of the two, H x W pixels, h heads.
 """
+
+from itertools import zip_longest
 
 import torch
 from torch import nn
@@ -12,8 +15,6 @@ from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.utils.generic import merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs
 
 from .attention import SelfAttention, attend
 from .configuration_crossvit import CONVOLUTIONS, VitfCrossvitConfig
@@ -22,9 +23,11 @@ from .embeddings import PositionEmbeddings, check_input
 from .layers import DropPath, Mlp, drop_path_rates, init_trunc_normal
 from .modeling_vitf import (
     ImageClassificationMixin,
+    LayerGroup,
     MaskedImageModelingMixin,
     VitfBackboneMixin,
     VitfPreTrainedModel,
+    encoder_forward,
     masked_embeddings,
 )
 
@@ -32,7 +35,9 @@ SMALL, LARGE = 0, 1
 
 
 class CrossvitPatchEmbeddings(nn.Module):
-    """The image as one branch sees it, in patches: (B, num_channels, H, W) to (B, rows * columns, channels of the branch)."""
+    """
+    The image as one branch sees it, in patches: (B, num_channels, H, W) to (B, rows * columns, channels of the branch).
+    """
 
     def __init__(self, config: VitfCrossvitConfig, branch: int):
         super().__init__()
@@ -97,7 +102,7 @@ class CrossvitEmbeddings(nn.Module):
 
     @property
     def patch_embeddings(self) -> CrossvitPatchEmbeddings:
-        """Those of the small branch, whose patches are the feature maps."""
+        """The patch embeddings of the small branch, whose patches are the feature maps."""
         return self.branches[SMALL].patch_embeddings
 
     def forward(self, pixel_values, bool_masked_pos=None, mask_token=None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -188,7 +193,9 @@ class CrossvitFusion(GradientCheckpointingLayer):
         self.back = CrossvitProjection(config, other, own)
 
     def forward(self, hidden_states: torch.Tensor, others: torch.Tensor, **kwargs) -> torch.Tensor:
-        """Tokens of its own branch (B, N, C) and of the other (B, M, D) to the first (B, N, C), with a new class token."""
+        """
+        Tokens of its own branch (B, N, C) and of the other (B, M, D) to the first (B, N, C), with a new class token.
+        """
         cls_token = self.into(hidden_states[:, :1])
         cls_token = cls_token + self.drop_path(
             self.attention(self.layernorm(torch.cat((cls_token, others[:, 1:]), dim=1)), **kwargs)[0]
@@ -201,8 +208,8 @@ class CrossvitStage(nn.Module):
     Layers of each branch, then the exchange between them; both fusions read what the layers give.
 
     Args:
-        drop_path_rates (`list[float]`): Of the longer branch; the fusions have the last.
-        fused (`tuple[int, ...]`): Branches whose class token is read later, so that it is worth a fusion. A stage without
+        drop_path_rates (`list[float]`): Of the longer branch; the fusions have the last. fused (`tuple[int, ...]`):
+        Branches whose class token is read later, so that it is worth a fusion. A stage without
             fusions has no layers of the large branch either: only the small one's patches leave it.
     """
 
@@ -244,6 +251,14 @@ class VitfCrossvitPreTrainedModel(VitfPreTrainedModel):
         elif isinstance(module, CrossvitBranchEmbeddings):
             init.trunc_normal_(module.cls_token, std=std)
 
+    def feature_map(self, hidden_states: torch.Tensor, height: int, width: int, stage: int = -1) -> torch.Tensor:
+        """As elsewhere; of the tokens of both branches, (B, N + M, C + D), the map of the small one."""
+        channels = self.config.hidden_sizes[SMALL]
+        if hidden_states.shape[-1] != channels:
+            rows, columns = self.config.feature_map_sizes(height, width)[stage]
+            hidden_states = hidden_states[:, : 1 + rows * columns, :channels]
+        return super().feature_map(hidden_states, height, width, stage)
+
 
 class VitfCrossvitModel(VitfCrossvitPreTrainedModel):
     """
@@ -276,8 +291,17 @@ class VitfCrossvitModel(VitfCrossvitPreTrainedModel):
         self.num_prefix_tokens = 1
         self.post_init()
 
-    @merge_with_config_defaults
-    @capture_outputs(tie_last_hidden_states=False)
+    def layer_groups(self) -> list[LayerGroup]:
+        """The branches run side by side, so that their layers pair off from the first on; then comes the exchange."""
+        groups: list[LayerGroup] = [[self.embeddings]]
+        for stage in self.stages:
+            pairs = zip_longest(*stage.layers)
+            groups += [[layer for layer in layers if layer is not None] for layers in pairs]
+            if len(stage.fusions):
+                groups.append(list(stage.fusions))
+        return groups
+
+    @encoder_forward
     def forward(
         self,
         pixel_values: torch.Tensor,
@@ -293,19 +317,25 @@ class VitfCrossvitModel(VitfCrossvitPreTrainedModel):
             mask_token (`torch.Tensor` of shape `(1, 1, C)`, *optional*): What masked patches become.
 
         Returns:
-            `last_hidden_state` (B, N, C), all tokens of the small branch after its norm; `pooler_output` (B, C + D), or `None`
-            without it; `hidden_states`: tokens of the small branch (B, N, C), the input of the first stage and the output of
-            each; `attentions`, stage by stage: (B, h, N, N) a layer of the small branch, (B, h, M, M) a layer of the large one,
-            (B, h, 1, M) of the small class token over large patches, (B, h, 1, N) of the large one over small patches.
+            `last_hidden_state` (B, N + M, C + D), the tokens of the small branch, then those of the large one, after
+            their norms: each in its own channels, with zeros in those of the other, so that one linear layer reads
+            both. Without pooling layer (B, N, C), those of the small branch. `pooler_output` (B, C + D), or `None`
+            without it; `hidden_states`: tokens of the small branch (B, N, C), the input of the first stage and the
+            output of each; `attentions`, stage by stage: (B, h, N, N) a layer of the small branch, (B, h, M, M) a layer
+            of the large one, (B, h, 1, M) of the small class token over large patches, (B, h, 1, N) of the large one
+            over small patches.
         """
         small, large = self.embeddings(pixel_values, bool_masked_pos, mask_token)
         for stage in self.stages:
             small, large = stage(small, large, **kwargs)
         small = self.layernorm(small)
-        pooled = None
-        if self.large_layernorm is not None:
-            pooled = torch.cat((small[:, 0], self.large_layernorm(large[:, 0])), dim=1)
-        return BaseModelOutputWithPooling(last_hidden_state=small, pooler_output=pooled)
+        if self.large_layernorm is None:
+            return BaseModelOutputWithPooling(last_hidden_state=small)
+        large = self.large_layernorm(large)
+        pooled = torch.cat((small[:, 0], large[:, 0]), dim=1)
+        own, other = self.config.hidden_sizes
+        both = (nn.functional.pad(small, (0, other)), nn.functional.pad(large, (own, 0)))
+        return BaseModelOutputWithPooling(last_hidden_state=torch.cat(both, dim=1), pooler_output=pooled)
 
 
 class CrossvitClassifier(nn.Module):

@@ -2,8 +2,8 @@
 
 Order of operations from microsoft/CvT@f851e68 lib/models/cls_cvt.py.
 
-Shapes: B batch, P prefix tokens (the class token in the last stage, else none), N tokens (prefix, then the map row by row),
-M key tokens, C channels, H x W pixels, h heads, (rows, columns) a map's size.
+Shapes: B batch, P prefix tokens (the class token in the last stage, else none), N tokens (prefix, then the map row by
+row), M key tokens, C channels, H x W pixels, h heads, (rows, columns) a map's size.
 """
 
 import torch
@@ -11,29 +11,37 @@ from torch import nn
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.utils.generic import merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs
 
 from .attention import attend
 from .configuration_cvt import VitfCvtConfig
 from .embeddings import check_input
-from .layers import DropPath, Mlp, drop_path_rates, init_trunc_normal
+from .layers import (
+    BatchNorm2d,
+    DropPath,
+    Mlp,
+    drop_path_rates,
+    init_trunc_normal,
+)
 from .modeling_vitf import (
     ImageClassificationMixin,
     MaskedImageModelingMixin,
     PyramidBackboneMixin,
     VitfPreTrainedModel,
+    encoder_forward,
     masked_embeddings,
 )
+from .shapes import split_dim
 
 
 def to_map(tokens: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
     """The last tokens of (B, N, C) as a map (B, C, rows, columns), in the memory of the tokens: channels last."""
-    return tokens[:, -grid[0] * grid[1] :].transpose(1, 2).unflatten(2, grid)
+    return split_dim(tokens[:, -grid[0] * grid[1] :].transpose(1, 2), 2, grid)
 
 
 class CvtPatchEmbeddings(nn.Module):
-    """Overlapping patches of pixels or of a map, each projected to a token and normalised: (B, C, h, w) to (B, N, C')."""
+    """
+    Overlapping patches of pixels or of a map, each projected to a token and normalised: (B, C, h, w) to (B, N, C').
+    """
 
     def __init__(self, config: VitfCvtConfig, stage: int):
         super().__init__()
@@ -59,7 +67,10 @@ class CvtPatchEmbeddings(nn.Module):
 
 
 class CvtProjection(nn.Module):
-    """A depth-wise convolution over the map, batch norm, and a linear layer, which alone the prefix tokens pass through."""
+    """
+    A depth-wise convolution over the map, batch norm, and a linear layer. The prefix tokens pass only through the
+    linear layer.
+    """
 
     def __init__(self, config: VitfCvtConfig, hidden_size: int, stride: int):
         super().__init__()
@@ -67,7 +78,7 @@ class CvtProjection(nn.Module):
         self.conv = nn.Conv2d(
             hidden_size, hidden_size, kernel, stride, padding=kernel // 2, groups=hidden_size, bias=False
         )
-        self.norm = nn.BatchNorm2d(hidden_size)
+        self.norm = BatchNorm2d(hidden_size)
         self.linear = nn.Linear(hidden_size, hidden_size, bias=config.qkv_bias)
 
     def forward(self, prefix: torch.Tensor, feature_map: torch.Tensor) -> torch.Tensor:
@@ -101,7 +112,7 @@ class CvtAttention(nn.Module):
         prefix = hidden_states[:, : hidden_states.shape[1] - grid[0] * grid[1]]
         feature_map = to_map(hidden_states, grid)
         query, key, value = (
-            projection(prefix, feature_map).unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+            split_dim(projection(prefix, feature_map), 2, (self.num_heads, -1)).transpose(1, 2)
             for projection in (self.query, self.key, self.value)
         )
         context, probabilities = attend(self, query, key, value, self.scaling, **kwargs)
@@ -168,6 +179,7 @@ class VitfCvtModel(VitfCvtPreTrainedModel):
     """The bare encoder. `pooler_output` is the class token after the last norm."""
 
     num_prefix_tokens = 1
+    exports_any_size = True
 
     def __init__(self, config: VitfCvtConfig):
         super().__init__(config)
@@ -176,8 +188,7 @@ class VitfCvtModel(VitfCvtPreTrainedModel):
         self.layernorm = nn.LayerNorm(config.hidden_sizes[-1], eps=config.layer_norm_eps)
         self.post_init()
 
-    @merge_with_config_defaults
-    @capture_outputs(tie_last_hidden_states=False)
+    @encoder_forward
     def forward(
         self,
         pixel_values: torch.Tensor,
@@ -188,14 +199,15 @@ class VitfCvtModel(VitfCvtPreTrainedModel):
         r"""
         Args:
             pixel_values (`torch.Tensor` of shape `(B, num_channels, H, W)`): Any H and W that one kernel fits.
-            bool_masked_pos (`torch.BoolTensor` of shape `(B, ceil(H / patch_size) * ceil(W / patch_size))`, *optional*):
+            bool_masked_pos (`torch.BoolTensor` of shape `(B, ceil(H / patch_size) * ceil(W / patch_size))`,
+            *optional*):
                 Cells to mask. Those at the border that no token stands for are left out.
             mask_token (`torch.Tensor` of shape `(1, 1, C)`, *optional*): What tokens of masked cells become.
 
         Returns:
-            `last_hidden_state` (B, 1 + N, C) of the last stage after the norm, class token first; `pooler_output` (B, C);
-            `hidden_states`: the input of the first stage and the output of each, (B, N, C) with N and C of the stage;
-            `attentions`: (B, heads, N, M) of each layer, the class token among N and M in the last stage.
+            `last_hidden_state` (B, 1 + N, C) of the last stage after the norm, class token first; `pooler_output` (B,
+            C); `hidden_states`: the input of the first stage and the output of each, (B, N, C) with N and C of the
+            stage; `attentions`: (B, heads, N, M) of each layer, the class token among N and M in the last stage.
         """
         height, width = pixel_values.shape[-2:]
         grids = self.config.feature_map_sizes(height, width)

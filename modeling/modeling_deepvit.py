@@ -10,19 +10,25 @@ from torch import nn
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.utils.generic import merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs
 
 from .attention import HeadMixing, SelfAttention, probabilities_of
 from .configuration_deepvit import VitfDeepvitConfig
 from .configuration_vitf import pair
 from .embeddings import PatchEmbeddings, PositionEmbeddings, check_input
-from .layers import DropPath, Mlp, drop_path_rates, init_torch_default, init_trunc_normal
+from .layers import (
+    BatchNorm2d,
+    DropPath,
+    Mlp,
+    drop_path_rates,
+    init_torch_default,
+    init_trunc_normal,
+)
 from .modeling_vitf import (
     ImageClassificationMixin,
     MaskedImageModelingMixin,
     VitfBackboneMixin,
     VitfPreTrainedModel,
+    encoder_forward,
     masked_embeddings,
 )
 
@@ -37,9 +43,9 @@ class DeepvitConvPatchEmbeddings(nn.Module):
         self.num_channels = num_channels
         self.patch_size = pair(patch_size)
         self.conv1 = nn.Conv2d(num_channels, self.stem_channels, 7, stride=2, padding=3, bias=False)
-        self.norm1 = nn.BatchNorm2d(self.stem_channels)
+        self.norm1 = BatchNorm2d(self.stem_channels)
         self.conv2 = nn.Conv2d(self.stem_channels, self.stem_channels, 3, padding=1, bias=False)
-        self.norm2 = nn.BatchNorm2d(self.stem_channels)
+        self.norm2 = BatchNorm2d(self.stem_channels)
         half = tuple(size // 2 for size in self.patch_size)
         self.projection = nn.Conv2d(self.stem_channels, hidden_size, kernel_size=half, stride=half)
 
@@ -93,7 +99,7 @@ class DeepvitReAttention(SelfAttention):
         super().__init__(config, config.hidden_size, config.num_attention_heads, config.qkv_bias)
         self.attention_dropout = nn.Dropout(config.attention_probs_dropout_prob)
         self.mixing = HeadMixing(config.num_attention_heads)
-        self.batch_norm = nn.BatchNorm2d(config.num_attention_heads)
+        self.batch_norm = BatchNorm2d(config.num_attention_heads)
         self.transform_scale = self.scaling if config.transform_scale else None
 
     def forward(self, hidden_states: torch.Tensor, **kwargs) -> tuple[torch.Tensor, torch.Tensor]:
@@ -168,8 +174,7 @@ class VitfDeepvitModel(VitfDeepvitPreTrainedModel):
         self.num_prefix_tokens = 1
         self.post_init()
 
-    @merge_with_config_defaults
-    @capture_outputs(tie_last_hidden_states=False)
+    @encoder_forward
     def forward(
         self,
         pixel_values: torch.Tensor,
@@ -184,9 +189,9 @@ class VitfDeepvitModel(VitfDeepvitPreTrainedModel):
             mask_token (`torch.Tensor` of shape `(1, 1, C)`, *optional*): What masked patches become.
 
         Returns:
-            `last_hidden_state` (B, N, C), after the last norm; `pooler_output` (B, C);
-            `hidden_states`: the input of the first layer and the output of each; `attentions`: (B, h, N, N) a layer, mixed in
-            layers that re-attend, where rows need not sum to 1.
+            `last_hidden_state` (B, N, C), after the last norm; `pooler_output` (B, C); `hidden_states`: the input of
+            the first layer and the output of each; `attentions`: (B, h, N, N) a layer, mixed in layers that re-attend,
+            where rows need not sum to 1.
         """
         hidden_states = self.embeddings(pixel_values, bool_masked_pos, mask_token)
         for layer in self.layers:

@@ -2,7 +2,8 @@
 
 Order of operations from facebookresearch/LeViT@3772b8e levit.py.
 
-Shapes: B batch, N tokens (the map row by row), M key tokens, C channels, H x W pixels, h heads, (rows, columns) a map's size.
+Shapes: B batch, N tokens (the map row by row), M key tokens, C channels, H x W pixels, h heads, (rows, columns) a map's
+    size.
 """
 
 import torch
@@ -11,25 +12,33 @@ from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.utils.generic import merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs
 
 from .attention import attend
+from .caches import Resizable, size_table
 from .configuration_levit import VitfLevitConfig
 from .configuration_vitf import pair
-from .embeddings import Resizable, SizeCache, check_input
-from .layers import DropPath, init_batch_norm, init_torch_default
+from .embeddings import check_input
+from .layers import (
+    BatchNorm1d,
+    BatchNorm2d,
+    DropPath,
+    init_batch_norm,
+    init_torch_default,
+)
 from .modeling_vitf import (
     DistilledImageClassificationMixin,
+    LayerGroup,
     MaskedImageModelingMixin,
     PyramidBackboneMixin,
     VitfPreTrainedModel,
+    encoder_forward,
     masked_embeddings,
 )
+from .shapes import split_dim
 
 
 def scale_and_shift(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[torch.Tensor, torch.Tensor]:
-    """What a batch norm does in evaluation: x * scale + shift, in double precision."""
+    """The scale and shift of a batch norm in evaluation: x * scale + shift, in double precision."""
     scale = norm.weight.double() * (norm.running_var.double() + norm.eps).rsqrt()
     return scale, norm.bias.double() - norm.running_mean.double() * scale
 
@@ -40,7 +49,7 @@ class LevitConvNorm(nn.Module):
     def __init__(self, config: VitfLevitConfig, narrow: int, wide: int):
         super().__init__()
         self.conv = nn.Conv2d(narrow, wide, kernel_size=3, stride=2, padding=1, bias=config.fused)
-        self.norm = None if config.fused else nn.BatchNorm2d(wide)
+        self.norm = None if config.fused else BatchNorm2d(wide)
 
     def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
         feature_map = self.conv(feature_map)
@@ -61,7 +70,7 @@ class LevitLinearNorm(nn.Module):
         super().__init__()
         self.norm_init = norm_init
         self.linear = nn.Linear(in_features, out_features, bias=config.fused)
-        self.norm = None if config.fused else nn.BatchNorm1d(out_features)
+        self.norm = None if config.fused else BatchNorm1d(out_features)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         hidden_states = self.linear(hidden_states)
@@ -82,7 +91,7 @@ class LevitClassifier(nn.Module):
 
     def __init__(self, config: VitfLevitConfig):
         super().__init__()
-        self.norm = None if config.fused else nn.BatchNorm1d(config.pooler_output_size)
+        self.norm = None if config.fused else BatchNorm1d(config.pooler_output_size)
         self.linear = nn.Linear(config.pooler_output_size, config.num_labels)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
@@ -143,22 +152,21 @@ class LevitPositionBias(Resizable):
     A learned bias of each head for each pair of vertical and horizontal distance between query and key, in tokens.
 
     Built for maps of `grid`. On a smaller map the distances that occur keep their biases. On a larger one the table is
-    stretched by bicubic interpolation, along each axis that is larger, so that distance 0 stays where it is and the farthest
-    stays the farthest, as positions of ViT are at another resolution. The original runs at one size alone.
+    stretched by bicubic interpolation, along each axis that is larger, so that distance 0 stays where it is and the
+    farthest stays the farthest, as positions of ViT are at another resolution. The original runs at only one size.
     """
 
     def __init__(self, num_heads: int, grid: tuple[int, int], stride: int):
         super().__init__()
         self.grid = grid
         self.stride = stride
-        self.indices = SizeCache()
         self.weight = nn.Parameter(torch.zeros(num_heads, grid[0] * grid[1]))
 
     def resized(self, grid: tuple[int, int]) -> torch.Tensor:
         """The table for maps of another size: (h, rows * columns)."""
         if grid == self.grid:
             return self.weight
-        table = self.weight.unflatten(1, self.grid)
+        table = split_dim(self.weight, 1, self.grid)
         larger = tuple(max(sides) for sides in zip(grid, self.grid, strict=True))
         if larger != self.grid:
             wide = table.float() if table.dtype in (torch.float16, torch.bfloat16) else table
@@ -169,17 +177,17 @@ class LevitPositionBias(Resizable):
         """The bias for keys on a map of `grid`: (1, h, N, M)."""
 
         def make():
-            device = self.weight.device
-            index = self.indices.get((grid, device), (), lambda: offset_index(grid, self.stride, device))
+            index = size_table(offset_index, grid, self.stride, self.weight.device)
             # Unlike indexing, its gradient is a fast sum.
             return self.resized(grid).index_select(1, index.flatten()).view(1, -1, *index.shape)
 
-        return self.by_size.get(grid, (self.weight,), make)
+        return self.for_size(grid, make)
 
 
 class LevitAttention(nn.Module):
     """
-    Attention with a bias by relative offset. Values are wider than keys; the activation comes before the last projection.
+    Attention with a bias by relative offset. Values are wider than keys; the activation comes before the last
+    projection.
 
     Rows of `qkv` are grouped by head: its queries, keys, values.
     """
@@ -194,7 +202,7 @@ class LevitAttention(nn.Module):
         self.position_bias = LevitPositionBias(num_heads, grid, stride=1)
 
     def add_common(self, config: VitfLevitConfig, num_heads: int, attention_ratio: float) -> None:
-        """What shrinking and other attention share."""
+        """The part that shrinking and other attention share."""
         self.config = config
         self.num_heads = num_heads
         self.key_dim, self.value_dim = config.key_dim, int(attention_ratio * config.key_dim)
@@ -205,7 +213,7 @@ class LevitAttention(nn.Module):
     def split_heads(self, states: torch.Tensor, *widths: int) -> tuple[torch.Tensor, ...]:
         """(B, N, h * sum(widths)) to one (B, h, N, width) for each width."""
         # Split before they are transposed: the gradient is put together in the order of memory.
-        parts = states.unflatten(2, (self.num_heads, -1)).split(widths, dim=-1)
+        parts = split_dim(states, 2, (self.num_heads, -1)).split(widths, dim=-1)
         return tuple(part.transpose(1, 2) for part in parts)
 
     def project(self, hidden_states: torch.Tensor, grid: tuple[int, int]) -> tuple[torch.Tensor, ...]:
@@ -241,7 +249,7 @@ class LevitShrinkingAttention(LevitAttention):
         self.position_bias = LevitPositionBias(num_heads, grid, self.stride)
 
     def project(self, hidden_states: torch.Tensor, grid: tuple[int, int]) -> tuple[torch.Tensor, ...]:
-        sampled = hidden_states.unflatten(1, grid)[:, :: self.stride, :: self.stride].flatten(1, 2)
+        sampled = split_dim(hidden_states, 1, grid)[:, :: self.stride, :: self.stride].flatten(1, 2)
         (query,) = self.split_heads(self.query(sampled), self.key_dim)
         return (query, *self.split_heads(self.kv(hidden_states), self.key_dim, self.value_dim))
 
@@ -320,7 +328,9 @@ class VitfLevitPreTrainedModel(VitfPreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Layers as PyTorch makes them; the last batch norm of a residual branch 0, so that the branch starts as nothing."""
+        """
+        Layers as PyTorch makes them; the last batch norm of a residual branch 0, so that the branch starts as nothing.
+        """
         if isinstance(module, (nn.Linear, nn.Conv2d)):
             init_torch_default(module)
         elif isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
@@ -336,13 +346,13 @@ class VitfLevitPreTrainedModel(VitfPreTrainedModel):
     @torch.no_grad()
     def fuse(self) -> "VitfLevitPreTrainedModel":
         """
-        Folds every batch norm into the layer beside it, for faster inference with the same outputs (`replace_batchnorm` of
-        the original's utils.py).
+        Folds every batch norm into the layer next to it, for faster inference with the same outputs
+        (`replace_batchnorm` of the original's utils.py).
 
-        Changes the model in place and puts it into evaluation mode. There is no way back: what is saved afterwards is the
-        fused form (`config.fused`, smaller by the norms), which `from_pretrained` loads as such and no other library's layout
-        can hold. Training goes on without batch norms, which no recipe is made for: keep the model from before for that. Call it
-        on a whole model, not on the encoder inside one.
+        Changes the model in place and puts it into evaluation mode. There is no way back: what is saved afterwards is
+        the fused form (`config.fused`, smaller by the norms), which `from_pretrained` loads as such and no other
+        library's layout can hold. Training goes on without batch norms, which no recipe is made for: keep the model
+        from before for that. Call it on a whole model, not on the encoder inside one.
 
         Returns:
             The model itself.
@@ -365,8 +375,11 @@ class VitfLevitModel(VitfLevitPreTrainedModel):
         self.stages = nn.ModuleList([LevitStage(config, stage) for stage in range(len(config.depths))])
         self.post_init()
 
-    @merge_with_config_defaults
-    @capture_outputs(tie_last_hidden_states=False)
+    def layer_groups(self) -> list[LayerGroup]:
+        layers = [layer for stage in self.stages for layer in (stage.shrink, *stage.layers) if layer is not None]
+        return [[self.patch_embeddings], *([layer] for layer in layers)]
+
+    @encoder_forward
     def forward(
         self,
         pixel_values: torch.Tensor,
@@ -376,15 +389,15 @@ class VitfLevitModel(VitfLevitPreTrainedModel):
     ) -> BaseModelOutputWithPooling:
         r"""
         Args:
-            pixel_values (`torch.Tensor` of shape `(B, num_channels, H, W)`): Any H and W.
-            bool_masked_pos (`torch.BoolTensor` of shape `(B, ceil(H / patch_size) * ceil(W / patch_size))`, *optional*):
+            pixel_values (`torch.Tensor` of shape `(B, num_channels, H, W)`): Any H and W. bool_masked_pos
+            (`torch.BoolTensor` of shape `(B, ceil(H / patch_size) * ceil(W / patch_size))`, *optional*):
                 Tokens of the stem to mask.
             mask_token (`torch.Tensor` of shape `(1, 1, C)`, *optional*): What masked tokens become.
 
         Returns:
-            `last_hidden_state` (B, N, C) of the last stage; `pooler_output` (B, C); `hidden_states`: the input of the first
-            stage and the output of each, (B, N, C) with N and C of the stage; `attentions`: (B, heads, N, M) of each layer,
-            where M is four times N (rounded) in the layers that shrink the map, and N in the others.
+            `last_hidden_state` (B, N, C) of the last stage; `pooler_output` (B, C); `hidden_states`: the input of the
+            first stage and the output of each, (B, N, C) with N and C of the stage; `attentions`: (B, heads, N, M) of
+            each layer, where M is four times N (rounded) in the layers that shrink the map, and N in the others.
         """
         hidden_states = masked_embeddings(self.patch_embeddings(pixel_values), bool_masked_pos, mask_token)
         grids = self.config.feature_map_sizes(*pixel_values.shape[-2:])
@@ -394,7 +407,9 @@ class VitfLevitModel(VitfLevitPreTrainedModel):
 
 
 class VitfLevitForImageClassification(DistilledImageClassificationMixin, VitfLevitPreTrainedModel):
-    """LeViT with a classifier on the mean of the last tokens and, when distilled, another one for a teacher's labels."""
+    """
+    LeViT with a classifier on the mean of the last tokens and, when distilled, another one for a teacher's labels.
+    """
 
     encoder_class = VitfLevitModel
 

@@ -1,9 +1,11 @@
-"""LocalViT (arXiv 2104.05707) on the body of DeiT: feed-forward layers with a depth-wise convolution over the map of patches.
+"""LocalViT (arXiv 2104.05707) on the body of DeiT: feed-forward layers with a depth-wise convolution over the map of
+patches.
 
-Order of operations from ofsoundof/LocalViT@f497260 models/localvit.py (timm 0.3.2 vision_transformer.py around the blocks).
+Order of operations from ofsoundof/LocalViT@f497260 models/localvit.py (timm 0.3.2 vision_transformer.py around the
+blocks).
 
-Shapes: B batch, N tokens (class, then patches row by row), C channels, D channels inside a feed-forward layer, H x W pixels,
-h x w grid of patches.
+Shapes: B batch, N tokens (class, then patches row by row), C channels, D channels inside a feed-forward layer, H x W
+pixels, h x w grid of patches.
 """
 
 import math
@@ -14,21 +16,27 @@ from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.utils.generic import merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs
 
 from .attention import SelfAttention
 from .configuration_localvit import VitfLocalvitConfig
 from .configuration_vitf import pair
 from .embeddings import PatchEmbeddings, PositionEmbeddings
-from .layers import DropPath, drop_path_rates, init_torch_default, init_trunc_normal
+from .layers import (
+    BatchNorm2d,
+    DropPath,
+    drop_path_rates,
+    init_torch_default,
+    init_trunc_normal,
+)
 from .modeling_vitf import (
     ImageClassificationMixin,
     MaskedImageModelingMixin,
     VitfBackboneMixin,
     VitfPreTrainedModel,
+    encoder_forward,
     masked_embeddings,
 )
+from .shapes import split_dim
 
 
 class LocalvitEmbeddings(nn.Module):
@@ -105,17 +113,17 @@ class LocalvitFeedForward(nn.Module):
     def __init__(self, config, channels: int, inner: int, se_reduction: int):
         super().__init__()
         self.expansion = nn.Conv2d(channels, inner, 1, bias=False)
-        self.expansion_norm = nn.BatchNorm2d(inner)
+        self.expansion_norm = BatchNorm2d(inner)
         self.depthwise = nn.Conv2d(inner, inner, 3, padding=1, groups=inner, bias=False)
-        self.depthwise_norm = nn.BatchNorm2d(inner)
+        self.depthwise_norm = BatchNorm2d(inner)
         self.channel_attention = CHANNEL_ATTENTION[config.channel_attention](inner, inner // se_reduction)
         self.reduction = nn.Conv2d(inner, channels, 1, bias=False)
-        self.reduction_norm = nn.BatchNorm2d(channels)
+        self.reduction_norm = BatchNorm2d(channels)
         self.activation = ACT2FN[config.hidden_act]
 
     def forward(self, patches: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
         """(B, h * w, C) to the same; `grid` is (h, w)."""
-        feature_map = patches.transpose(1, 2).unflatten(2, grid)
+        feature_map = split_dim(patches.transpose(1, 2), 2, grid)
         hidden_states = self.activation(self.expansion_norm(self.expansion(feature_map)))
         hidden_states = self.activation(self.depthwise_norm(self.depthwise(hidden_states)))
         hidden_states = self.channel_attention(hidden_states)
@@ -124,7 +132,9 @@ class LocalvitFeedForward(nn.Module):
 
 
 class LocalvitLayer(GradientCheckpointingLayer):
-    """x + attention(norm(x)) with drop path, then the feed-forward layer on the patches alone, without norm or drop path."""
+    """
+    x + attention(norm(x)) with drop path, then the feed-forward layer on only the patches, without norm or drop path.
+    """
 
     def __init__(self, config: VitfLocalvitConfig, drop_path_rate: float):
         super().__init__()
@@ -163,8 +173,8 @@ class VitfLocalvitPreTrainedModel(VitfPreTrainedModel):
 
 class VitfLocalvitModel(VitfLocalvitPreTrainedModel):
     """
-    The bare encoder. `pooler_output` is the class token after the last norm; the last layer's feed-forward layer changes the
-    patches alone, so that no classifier trains it.
+    The bare encoder. `pooler_output` is the class token after the last norm; the last layer's feed-forward layer
+    changes only the patches, so that no classifier trains it.
     """
 
     def __init__(self, config: VitfLocalvitConfig):
@@ -176,8 +186,7 @@ class VitfLocalvitModel(VitfLocalvitPreTrainedModel):
         self.num_prefix_tokens = 1
         self.post_init()
 
-    @merge_with_config_defaults
-    @capture_outputs(tie_last_hidden_states=False)
+    @encoder_forward
     def forward(
         self,
         pixel_values: torch.Tensor,
@@ -192,8 +201,8 @@ class VitfLocalvitModel(VitfLocalvitPreTrainedModel):
             mask_token (`torch.Tensor` of shape `(1, 1, C)`, *optional*): What masked patches become.
 
         Returns:
-            `last_hidden_state` (B, N, C), after the last norm; `pooler_output` (B, C);
-            `hidden_states`: the input of the first layer and the output of each; `attentions`: (B, heads, N, N) a layer.
+            `last_hidden_state` (B, N, C), after the last norm; `pooler_output` (B, C); `hidden_states`: the input of
+            the first layer and the output of each; `attentions`: (B, heads, N, N) a layer.
         """
         hidden_states = self.embeddings(pixel_values, bool_masked_pos, mask_token)
         grid = self.embeddings.patch_embeddings.grid(*pixel_values.shape[-2:])

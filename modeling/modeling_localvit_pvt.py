@@ -1,8 +1,10 @@
-"""LocalViT (arXiv 2104.05707) on the body of PVT: feed-forward layers with a depth-wise convolution over the map of patches.
+"""LocalViT (arXiv 2104.05707) on the body of PVT: feed-forward layers with a depth-wise convolution over the map of
+patches.
 
 Order of operations from ofsoundof/LocalViT@f497260 models/localvit_pvt.py; all but the feed-forward layers is PVT's.
 
-Shapes: B batch, N tokens (in the last stage the class token, then patches, row by row), C channels, h x w grid of a map.
+Shapes: B batch, N tokens (in the last stage the class token, then patches, row by row), C channels, h x w grid of a
+    map.
 """
 
 import torch
@@ -18,7 +20,9 @@ from .spatial_reduction import SpatialReductionAttention, spatial_reduction_atte
 
 
 class LocalvitPvtLayer(GradientCheckpointingLayer):
-    """x + attention(norm(x)) with drop path, then the feed-forward layer on the patches alone, without norm or drop path."""
+    """
+    x + attention(norm(x)) with drop path, then the feed-forward layer on only the patches, without norm or drop path.
+    """
 
     def __init__(self, config: VitfLocalvitPvtConfig, stage: int, drop_path_rate: float):
         super().__init__()
@@ -61,8 +65,8 @@ class VitfLocalvitPvtPreTrainedModel(VitfPvtPreTrainedModel):
 
 class VitfLocalvitPvtModel(PvtEncoderMixin, VitfLocalvitPvtPreTrainedModel):
     """
-    The bare encoder. `pooler_output` is the class token after the last norm, without class token there is none; the last
-    layer's feed-forward layer changes the patches alone, so that no classifier trains it.
+    The bare encoder. `pooler_output` is the class token after the last norm, without class token there is none; the
+    last layer's feed-forward layer changes only the patches, so that no classifier trains it.
     """
 
     stage_class = LocalvitPvtStage

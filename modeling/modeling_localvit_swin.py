@@ -85,7 +85,10 @@ class LocalvitSwinDenseModel(PaddedWindowsMixin, VitfLocalvitSwinModel):
 
 
 class VitfLocalvitSwinBackbone(SwinBackboneMixin, VitfLocalvitSwinPreTrainedModel):
-    """LocalViT-Swin as a backbone: the map of each stage, after a norm; windows padded and shifted at every size, as Swin's."""
+    """
+    LocalViT-Swin as a backbone: the map of each stage, after a norm; windows padded and shifted at every size, as
+    Swin's.
+    """
 
     encoder_class = LocalvitSwinDenseModel
 

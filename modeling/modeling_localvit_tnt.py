@@ -1,10 +1,10 @@
-"""LocalViT (arXiv 2104.05707) on the body of TNT (arXiv 2103.00112): a transformer among the pixel tokens of each patch beside
-that among patches, and feed-forward layers with a depth-wise convolution over the map of patches.
+"""LocalViT (arXiv 2104.05707) on the body of TNT (arXiv 2103.00112): a transformer among the pixel tokens of each patch
+and one among the patches, and feed-forward layers with a depth-wise convolution over the map of patches.
 
 Order of operations from ofsoundof/LocalViT@f497260 models/localvit_tnt.py, tnt.py.
 
-Shapes: B batch, N patches, row by row, P pixel tokens of a patch, row by row, C channels of a patch token, c of a pixel token,
-H x W pixels, h x w grid of patches.
+Shapes: B batch, N patches, row by row, P pixel tokens of a patch, row by row, C channels of a patch token, c of a pixel
+token, H x W pixels, h x w grid of patches.
 """
 
 import torch
@@ -13,8 +13,6 @@ from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.utils.generic import merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs
 
 from .attention import SelfAttention
 from .configuration_localvit_tnt import VitfLocalvitTntConfig
@@ -27,8 +25,10 @@ from .modeling_vitf import (
     MaskedImageModelingMixin,
     VitfBackboneMixin,
     VitfPreTrainedModel,
+    encoder_forward,
     masked_embeddings,
 )
+from .shapes import split_dim
 
 
 class LocalvitTntPatchEmbeddings(PatchEmbeddings):
@@ -43,7 +43,7 @@ class LocalvitTntPatchEmbeddings(PatchEmbeddings):
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         check_input(pixel_values, self.num_channels, self.patch_size)
         rows, columns = self.pixel_grid
-        blocks = self.projection(pixel_values).unflatten(3, (-1, columns)).unflatten(2, (-1, rows))
+        blocks = split_dim(split_dim(self.projection(pixel_values), 3, (-1, columns)), 2, (-1, rows))
         return blocks.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2).flatten(2)
 
 
@@ -66,9 +66,9 @@ class LocalvitTntEmbeddings(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, pixel_values, bool_masked_pos=None, mask_token=None) -> tuple[torch.Tensor, torch.Tensor]:
-        # Every layer adds pixel tokens to their patch: those of a masked patch are positions alone.
+        # Every layer adds pixel tokens to their patch: those of a masked patch are only positions.
         pixels = masked_embeddings(self.patch_embeddings(pixel_values), bool_masked_pos, None)
-        pixels = pixels.unflatten(2, self.pixel_positions.shape[1:]) + self.pixel_positions
+        pixels = split_dim(pixels, 2, self.pixel_positions.shape[1:]) + self.pixel_positions
         patches = self.layernorm(self.projection(self.pixel_layernorm(pixels.flatten(2))))
         patches = masked_embeddings(patches, bool_masked_pos, mask_token)
         grid = self.patch_embeddings.grid(*pixel_values.shape[-2:])
@@ -95,7 +95,9 @@ class LocalvitTntPixelLayer(nn.Module):
 
 
 class LocalvitTntLayer(GradientCheckpointingLayer):
-    """Attention within each patch, whose pixel tokens join it; attention among patches; the feed-forward layer on the map."""
+    """
+    Attention within each patch, whose pixel tokens join it; attention among patches; the feed-forward layer on the map.
+    """
 
     def __init__(self, config: VitfLocalvitTntConfig, drop_path_rate: float):
         super().__init__()
@@ -143,8 +145,8 @@ class VitfLocalvitTntPreTrainedModel(VitfPreTrainedModel):
 
 class VitfLocalvitTntModel(VitfLocalvitTntPreTrainedModel):
     """
-    The bare encoder. `pooler_output` is the class token after the last norm; the last layer's feed-forward layer changes the
-    patches alone, so that no classifier trains it.
+    The bare encoder. `pooler_output` is the class token after the last norm; the last layer's feed-forward layer
+    changes only the patches, so that no classifier trains it.
     """
 
     def __init__(self, config: VitfLocalvitTntConfig):
@@ -156,8 +158,7 @@ class VitfLocalvitTntModel(VitfLocalvitTntPreTrainedModel):
         self.num_prefix_tokens = 1
         self.post_init()
 
-    @merge_with_config_defaults
-    @capture_outputs(tie_last_hidden_states=False)
+    @encoder_forward
     def forward(
         self,
         pixel_values: torch.Tensor,
@@ -172,9 +173,9 @@ class VitfLocalvitTntModel(VitfLocalvitTntPreTrainedModel):
             mask_token (`torch.Tensor` of shape `(1, 1, C)`, *optional*): What masked patches become.
 
         Returns:
-            `last_hidden_state` (B, 1 + N, C), after the last norm; `pooler_output` (B, C);
-            `hidden_states`: the input of the first layer and the output of each; `attentions`: two a layer, within patches
-            (B * N, heads, P, P) and among them (B, heads, 1 + N, 1 + N).
+            `last_hidden_state` (B, 1 + N, C), after the last norm; `pooler_output` (B, C); `hidden_states`: the input
+            of the first layer and the output of each; `attentions`: two a layer, within patches (B * N, heads, P, P)
+            and among them (B, heads, 1 + N, 1 + N).
         """
         hidden_states, pixels = self.embeddings(pixel_values, bool_masked_pos, mask_token)
         grid = self.embeddings.patch_embeddings.grid(*pixel_values.shape[-2:])
@@ -197,7 +198,9 @@ class VitfLocalvitTntForMaskedImageModeling(MaskedImageModelingMixin, VitfLocalv
 
 
 class VitfLocalvitTntBackbone(VitfBackboneMixin, VitfLocalvitTntPreTrainedModel):
-    """LocalViT on the body of TNT as a backbone: the patches of chosen layers as feature maps, at the stride of the patch."""
+    """
+    LocalViT on the body of TNT as a backbone: the patches of chosen layers as feature maps, at the stride of the patch.
+    """
 
     encoder_class = VitfLocalvitTntModel
 

@@ -1,11 +1,11 @@
 """MViT (arXiv 2104.11227) and MViTv2 (arXiv 2112.01526) for images: attention between pooled queries, keys and values.
 
-Order of operations from facebookresearch/mvit@dfbdfdf mvit/models/{mvit_model,attention}.py and facebookresearch/SlowFast@287ec00
-slowfast/models/{video_model_builder,attention}.py. Its layers take maps with or without a time axis: modeling_mvit_video.py has
-them too.
+Order of operations from facebookresearch/mvit@dfbdfdf mvit/models/{mvit_model,attention}.py and
+facebookresearch/SlowFast@287ec00 slowfast/models/{video_model_builder,attention}.py. Its layers take maps with or
+without a time axis: modeling_mvit_video.py has them too.
 
-Shapes: B batch, N tokens (class token, if there is one, then patches, frame by frame and row by row), M tokens that are attended
-to, C channels, h heads, d head width, T groups of frames. A grid is (rows, columns) or (T, rows, columns).
+Shapes: B batch, N tokens (class token, if there is one, then patches, frame by frame and row by row), M tokens that are
+attended to, C channels, h heads, d head width, T groups of frames. A grid is (rows, columns) or (T, rows, columns).
 """
 
 import math
@@ -15,21 +15,22 @@ from torch import nn
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.utils.generic import merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs
 
 from .attention import attend
+from .caches import Resizable, size_table
 from .configuration_mvit import VitfMvitConfig
 from .configuration_vitf import pair
-from .embeddings import PositionEmbeddings, Resizable, SizeCache, check_input
+from .embeddings import PositionEmbeddings, check_input
 from .layers import DropPath, Mlp, drop_path_rates, init_trunc_normal
 from .modeling_vitf import (
     ImageClassificationMixin,
     MaskedImageModelingMixin,
     PyramidBackboneMixin,
     VitfPreTrainedModel,
+    encoder_forward,
     masked_embeddings,
 )
+from .shapes import split_dim
 from .windows import static_size
 
 Grid = tuple[int, ...]
@@ -39,7 +40,7 @@ AXES = ("time", "height", "width")
 
 def pooled_grid(grid: Grid, stride: int) -> Grid:
     """The grid after pooling with padding: each begun cell counts. Time is not pooled."""
-    return (*grid[:-2], -(-grid[-2] // stride), -(-grid[-1] // stride))
+    return (*grid[:-2], (grid[-2] + stride - 1) // stride, (grid[-1] + stride - 1) // stride)
 
 
 class MvitPatchEmbeddings(nn.Module):
@@ -103,11 +104,11 @@ class MvitEmbeddings(nn.Module):
 
 class MvitPool(nn.Module):
     """
-    A depth-wise convolution over the map, the same for each head, and a norm of each head; the class token takes part in the
-    norm alone. (B, N, h, d) to (B, M, h, d).
+    A depth-wise convolution over the map, the same for each head, and a norm of each head; the class token takes part
+    only in the norm. (B, N, h, d) to (B, M, h, d).
 
-    Heads are channels of one convolution, and channels stay last in memory: several times as fast on CPUs as the original's
-    heads as part of the batch.
+    Heads are channels of one convolution, and channels stay last in memory: several times as fast on CPUs as the
+    original's heads as part of the batch.
     """
 
     def __init__(self, config: VitfMvitConfig, head_dim: int, kernel_size: int, stride: int):
@@ -118,12 +119,13 @@ class MvitPool(nn.Module):
         self.layernorm = nn.LayerNorm(head_dim, eps=config.layer_norm_eps)
 
     def forward(self, states: torch.Tensor, grid: Grid) -> torch.Tensor:
-        heads, num_prefix_tokens = states.shape[2], states.shape[1] - math.prod(grid)
-        maps = states[:, num_prefix_tokens:].flatten(2).unflatten(1, grid).movedim(-1, 1)
+        (heads,) = static_size(states.shape[2:3])  # a number of kernels: no exporter takes one that is not known
+        num_prefix_tokens = states.shape[1] - math.prod(grid)
+        maps = split_dim(states[:, num_prefix_tokens:].flatten(2), 1, grid).movedim(len(grid) + 1, 1)
         weight = self.weight.repeat(heads, *(1 for _ in self.weight.shape[1:]))
         padding = tuple(side // 2 for side in weight.shape[2:])
         maps = CONVOLUTIONS[len(grid)](maps, weight, None, self.stride, padding, groups=maps.shape[1])
-        pooled = maps.movedim(1, -1).flatten(1, -2).unflatten(-1, (heads, -1))
+        pooled = split_dim(maps.movedim(1, len(grid) + 1).flatten(1, -2), -1, (heads, -1))
         if num_prefix_tokens:
             pooled = torch.cat((states[:, :num_prefix_tokens], pooled), dim=1)
         return self.layernorm(pooled)
@@ -143,7 +145,9 @@ class MvitAxisPositions(Resizable):
         self.weight = nn.Parameter(torch.zeros(2 * size - 1, head_dim))
 
     def resized(self, size: int) -> torch.Tensor:
-        """The table for maps of another length, (2 * size - 1, d), as SlowFast's slowfast/models/attention.py resizes it."""
+        """
+        The table for maps of another length, (2 * size - 1, d), as SlowFast's slowfast/models/attention.py resizes it.
+        """
         if size == self.size:
             return self.weight
         return nn.functional.interpolate(self.weight.t()[None], size=2 * size - 1, mode="linear")[0].t()
@@ -159,16 +163,27 @@ class MvitAxisPositions(Resizable):
             distance = (rows - columns) + (keys - 1) * key_step
             return self.resized(max(queries, keys))[distance.long()].transpose(1, 2).contiguous()
 
-        return self.by_size.get((queries, keys), (self.weight,), make)
+        return self.for_size((queries, keys), make)
+
+
+def place_marks(
+    grid: Grid, num_prefix_tokens: int, mark: float, dtype: torch.dtype, device: torch.device
+) -> torch.Tensor:
+    """(M, sum of the grid's sides): for each patch and axis a mark at its place; nothing for prefix tokens."""
+    marks = [torch.eye(size, dtype=dtype, device=device) * mark for size in grid]
+    shape = [[size if other == axis else 1 for other in range(len(grid))] for axis, size in enumerate(grid)]
+    marks = [mark.view(*own, -1).expand(*grid, -1) for mark, own in zip(marks, shape, strict=True)]
+    return nn.functional.pad(torch.cat(marks, dim=-1).flatten(0, -2), (0, 0, num_prefix_tokens, 0))
 
 
 class MvitRelativePositions(nn.Module):
     """
     What a query makes of the distance to a key along each axis, added to its scores (arXiv 2112.01526, equation 4).
 
-    The sum over axes of products with vectors that depend on the query and the key's place along the axis equals a product of
-    longer queries and keys: those products, one for each place along each axis, follow the query, and marks of the own places
-    follow the key. So there is no bias as large as the scores, and any implementation of attention serves.
+    The sum over axes of products with vectors that depend on the query and the key's place along the axis equals a
+    product of longer queries and keys: those products, one for each place along each axis, follow the query, and marks
+    of the own places follow the key. So there is no bias as large as the scores, and any implementation of attention
+    serves.
 
     Args:
         sizes (`tuple[int, ...]`): Length along each axis, in tokens, that tables are built for.
@@ -181,25 +196,15 @@ class MvitRelativePositions(nn.Module):
         )
         # The original does not scale these products. Undone here is the scaling of the scores.
         self.mark = math.sqrt(head_dim)
-        self.by_size = SizeCache()
-
-    def marks(self, grid: Grid, num_prefix_tokens: int, like: torch.Tensor) -> torch.Tensor:
-        """(M, sum of the grid's sides): for each patch and axis its place; nothing for prefix tokens."""
-
-        def make():
-            marks = [torch.eye(size, dtype=like.dtype, device=like.device) * self.mark for size in grid]
-            shape = [[size if other == axis else 1 for other in range(len(grid))] for axis, size in enumerate(grid)]
-            marks = [mark.view(*own, -1).expand(*grid, -1) for mark, own in zip(marks, shape, strict=True)]
-            return nn.functional.pad(torch.cat(marks, dim=-1).flatten(0, -2), (0, 0, num_prefix_tokens, 0))
-
-        return self.by_size.get((*grid, num_prefix_tokens, like.dtype, like.device), (), make)
 
     def forward(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, query_grid: Grid, key_grid: Grid
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Queries (B, N, h, d), keys and values (B, M, h, d) to longer ones; values get zeros, to stay as wide as keys."""
+        """
+        Queries (B, N, h, d), keys and values (B, M, h, d) to longer ones; values get zeros, to stay as wide as keys.
+        """
         num_prefix_tokens = query.shape[1] - math.prod(query_grid)
-        patches = query[:, num_prefix_tokens:].unflatten(1, query_grid)
+        patches = split_dim(query[:, num_prefix_tokens:], 1, query_grid)
         products = []
         for axis, positions in enumerate(self.axes.values(), start=1):
             lines = patches.movedim(axis, 0)
@@ -207,7 +212,8 @@ class MvitRelativePositions(nn.Module):
             products.append(product.view(*lines.shape[:-1], -1).movedim(0, axis))
         products = torch.cat(products, dim=-1).flatten(1, -3)
         products = nn.functional.pad(products, (0, 0, 0, 0, num_prefix_tokens, 0))
-        marks = self.marks(key_grid, num_prefix_tokens, key)[:, None].expand(*key.shape[:-1], -1)
+        marks = size_table(place_marks, key_grid, num_prefix_tokens, self.mark, key.dtype, key.device)
+        marks = marks[:, None].expand(*key.shape[:-1], -1)
         value = nn.functional.pad(value, (0, marks.shape[-1]))
         return torch.cat((query, products), dim=-1), torch.cat((key, marks), dim=-1), value
 
@@ -249,7 +255,7 @@ class MvitAttention(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor, grid: Grid, **kwargs) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Tokens on a `grid` to (B, N, C) on the grid of pooled queries, and the map (B, h, N, M)."""
-        query, key, value = self.qkv(hidden_states).unflatten(-1, (3, self.num_heads, -1)).unbind(2)
+        query, key, value = split_dim(self.qkv(hidden_states), -1, (3, self.num_heads, -1)).unbind(2)
         if self.query_pool is not None:
             query = self.query_pool(query, grid)
         if self.key_pool is not None:
@@ -260,8 +266,10 @@ class MvitAttention(nn.Module):
             query, key, value = self.relative_positions(query, key, value, query_grid, key_grid)
         query, key, value = (states.transpose(1, 2) for states in (query, key, value))
         context, probabilities = attend(self, query, key, value, self.scaling, **kwargs)
-        context = context.unflatten(-1, (self.num_heads, -1))[..., : residual.shape[-1]]
-        if self.config.residual_pooling:
+        context = split_dim(context, -1, (self.num_heads, -1))[..., : residual.shape[-1]]
+        if self.config.residual_pooling and self.config.residual_cls_token:
+            context = context + residual
+        elif self.config.residual_pooling:
             num_prefix_tokens = residual.shape[1] - math.prod(query_grid)
             patches = context[:, num_prefix_tokens:] + residual[:, num_prefix_tokens:]
             context = torch.cat((context[:, :num_prefix_tokens], patches), dim=1) if num_prefix_tokens else patches
@@ -289,8 +297,8 @@ def max_pooled(hidden_states: torch.Tensor, grid: Grid) -> torch.Tensor:
 
 class MvitLayer(GradientCheckpointingLayer):
     """
-    x + attention(norm(x)), then x + mlp(norm(x)); drop path on both branches. Where a branch widens the tokens, x is projected
-    from their norm; where it pools them, x is pooled.
+    x + attention(norm(x)), then x + mlp(norm(x)); drop path on both branches. Where a branch widens the tokens, x is
+    projected from their norm; where it pools them, x is pooled.
     """
 
     def __init__(self, config: VitfMvitConfig, stage: int, index: int, grid: Grid, drop_path_rate: float):
@@ -362,7 +370,7 @@ class VitfMvitPreTrainedModel(VitfPreTrainedModel):
 
 
 class MvitEncoder:
-    """What the base models for images and for clips have in common: stages, the last norm, and what a head reads."""
+    """The part that the base models for images and for clips share: stages, the last norm, and what a head reads."""
 
     def add_stages(self, config: VitfMvitConfig) -> None:
         """Adds stages and the last norm."""
@@ -379,9 +387,12 @@ class MvitEncoder:
         for index, stage in enumerate(self.stages):
             hidden_states = stage(hidden_states, grid, **kwargs)
             grid = pooled_grid(grid, 2) if index else grid
-        hidden_states = self.layernorm(hidden_states)
-        pooled = hidden_states[:, 0] if self.num_prefix_tokens else hidden_states.mean(dim=1)
-        return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=pooled)
+        tokens = self.layernorm(hidden_states)
+        if self.config.final_layernorm == "pooled":
+            pooled = self.layernorm(hidden_states[:, self.num_prefix_tokens :].mean(dim=1))
+        else:
+            pooled = tokens[:, 0] if self.num_prefix_tokens else tokens.mean(dim=1)
+        return BaseModelOutputWithPooling(last_hidden_state=tokens, pooler_output=pooled)
 
 
 class VitfMvitModel(MvitEncoder, VitfMvitPreTrainedModel):
@@ -393,8 +404,7 @@ class VitfMvitModel(MvitEncoder, VitfMvitPreTrainedModel):
         self.add_stages(config)
         self.post_init()
 
-    @merge_with_config_defaults
-    @capture_outputs(tie_last_hidden_states=False)
+    @encoder_forward
     def forward(
         self,
         pixel_values: torch.Tensor,

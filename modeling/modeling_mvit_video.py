@@ -1,9 +1,11 @@
-"""MViT (arXiv 2104.11227) and MViTv2 (arXiv 2112.01526) for clips: the layers of modeling_mvit.py on maps with a time axis.
+"""MViT (arXiv 2104.11227) and MViTv2 (arXiv 2112.01526) for clips: the layers of modeling_mvit.py on maps with a time
+axis.
 
-Order of operations from facebookresearch/SlowFast@287ec00 slowfast/models/{video_model_builder,attention,stem_helper}.py.
+Order of operations from facebookresearch/SlowFast@287ec00
+slowfast/models/{video_model_builder,attention,stem_helper}.py.
 
-Shapes: B batch, T frames, t groups of frames, N tokens (class token, if there is one, then patches, group by group and row by
-row), M tokens that are attended to, C channels, h heads, H x W pixels.
+Shapes: B batch, T frames, t groups of frames, N tokens (class token, if there is one, then patches, group by group and
+row by row), M tokens that are attended to, C channels, h heads, H x W pixels.
 """
 
 import torch
@@ -11,8 +13,6 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.utils.generic import merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_mvit_video import VitfMvitVideoConfig
 from .configuration_vitf import pair
@@ -27,7 +27,12 @@ from .modeling_mvit import (
     MvitPool,
     VitfMvitPreTrainedModel,
 )
-from .modeling_vitf import PyramidBackboneMixin, VideoBackboneMixin, VideoClassificationMixin
+from .modeling_vitf import (
+    PyramidBackboneMixin,
+    VideoBackboneMixin,
+    VideoClassificationMixin,
+    encoder_forward,
+)
 from .windows import static_size
 
 
@@ -83,7 +88,8 @@ class VitfMvitVideoPreTrainedModel(InflationMixin, VitfMvitPreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        # SlowFast's slowfast/models/video_model_builder.py, which differs from facebookresearch/mvit in biases and kernels.
+        # SlowFast's slowfast/models/video_model_builder.py, which differs from facebookresearch/mvit in biases and
+        # kernels.
         super()._init_weights(module)
         if isinstance(module, nn.Conv3d):
             init_torch_default(module)
@@ -115,8 +121,7 @@ class VitfMvitVideoModel(MvitEncoder, VitfMvitVideoPreTrainedModel):
         self.add_stages(config)
         self.post_init()
 
-    @merge_with_config_defaults
-    @capture_outputs(tie_last_hidden_states=False)
+    @encoder_forward
     def forward(self, pixel_values: torch.Tensor, **kwargs) -> BaseModelOutputWithPooling:
         r"""
         Args:
@@ -129,7 +134,7 @@ class VitfMvitVideoModel(MvitEncoder, VitfMvitVideoPreTrainedModel):
         """
         frames = frames_of(pixel_values, self.config.num_channels)
         num_frames, height, width = static_size((pixel_values.shape[1], *frames.shape[-2:]))
-        num_groups = -(-num_frames // self.config.tubelet_size)
+        num_groups = (num_frames + self.config.tubelet_size - 1) // self.config.tubelet_size
         grid = (num_groups, *self.embeddings.patch_embeddings.grid(height, width))
         return self.encode(self.embeddings(pixel_values, grid), grid, **kwargs)
 

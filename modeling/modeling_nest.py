@@ -2,12 +2,12 @@
 
 Order of operations from google-research/nested-transformer@59c0d6a models/nest_net.py and libml/self_attention.py.
 
-The original takes images of one size, whose last map is one block. Here maps of another size divide into more blocks; one that
-does not is padded below and to the right, and what is padded is no key of any query. Positions are resized to the map of each
-stage (bicubic, as timm@aa4b585 timm/models/nest.py does before fine-tuning).
+The original takes images of one size, whose last map is one block. Here maps of another size divide into more blocks;
+one that does not is padded below and to the right, and what is padded is no key of any query. Positions are resized to
+the map of each stage (bicubic, as timm@aa4b585 timm/models/nest.py does before fine-tuning).
 
-Shapes: B batch, N = h * w tokens row by row, C channels, H x W pixels, h x w feature map, W blocks of a map, n tokens of a
-block.
+Shapes: B batch, N = h * w tokens row by row, C channels, H x W pixels, h x w feature map, W blocks of a map, n tokens
+of a block.
 """
 
 import torch
@@ -15,21 +15,22 @@ from torch import nn
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.utils.generic import merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs
 
 from .attention import attend
+from .caches import size_table
 from .configuration_nest import VitfNestConfig
 from .configuration_vitf import pair
-from .embeddings import PatchEmbeddings, PositionEmbeddings, SizeCache
+from .embeddings import PatchEmbeddings, PositionEmbeddings
 from .layers import DropPath, Mlp, drop_path_rates
 from .modeling_vitf import (
     ImageClassificationMixin,
     MaskedImageModelingMixin,
     PyramidBackboneMixin,
     VitfPreTrainedModel,
+    encoder_forward,
     masked_embeddings,
 )
+from .shapes import split_dim
 from .windows import from_windows, padded_size, static_size, to_windows
 
 
@@ -60,9 +61,10 @@ class NestAggregation(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
         # Seen as a map, tokens lie channels last, and so they stay.
-        feature_map = self.conv(hidden_states.unflatten(1, grid).permute(0, 3, 1, 2))
+        feature_map = self.conv(split_dim(hidden_states, 1, grid).permute(0, 3, 1, 2))
         feature_map = self.norm(feature_map.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        # TensorFlow's SAME pads an odd side by one at both ends, an even side at the far end alone: rounding up does that.
+        # TensorFlow's SAME pads an odd side by one at both ends, an even side only at the far end: rounding up does
+        # that.
         padding = (1, 1) if self.pads_all_sides else (grid[0] % 2, grid[1] % 2)
         feature_map = nn.functional.max_pool2d(
             feature_map, 3, stride=2, padding=padding, ceil_mode=not self.pads_all_sides
@@ -72,8 +74,8 @@ class NestAggregation(nn.Module):
 
 class NestAttention(nn.Module):
     """
-    Self-attention within blocks, (B * W, n, C) to (B * W, n, C). Rows of `qkv` are [queries; keys; values], each by head;
-    with `"multi_query"` there is one key and one value for all heads.
+    Self-attention within blocks, (B * W, n, C) to (B * W, n, C). Rows of `qkv` are [queries; keys; values], each by
+    head; with `"multi_query"` there is one key and one value for all heads.
     """
 
     is_causal = False
@@ -91,7 +93,7 @@ class NestAttention(nn.Module):
 
     def forward(self, blocks: torch.Tensor, **kwargs) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The second output is the map (B * W, heads, n, n)."""
-        qkv = self.qkv(blocks).unflatten(-1, (sum(self.parts), -1)).transpose(1, 2)
+        qkv = split_dim(self.qkv(blocks), -1, (sum(self.parts), -1)).transpose(1, 2)
         query, key, value = qkv.split(self.parts, dim=1)
         key, value = key.expand_as(query), value.expand_as(query)
         context, probabilities = attend(self, query, key, value, self.scaling, **kwargs)
@@ -112,15 +114,23 @@ class NestLayer(GradientCheckpointingLayer):
 
     def drop_images(self, branch: torch.Tensor, num_blocks: int) -> torch.Tensor:
         """Drop path for all blocks of an image at once."""
-        return self.drop_path(branch.unflatten(0, (-1, num_blocks))).flatten(0, 1)
+        return self.drop_path(split_dim(branch, 0, (-1, num_blocks))).flatten(0, 1)
 
     def forward(self, blocks: torch.Tensor, num_blocks: int, **kwargs) -> torch.Tensor:
         blocks = blocks + self.drop_images(self.attention(self.layernorm_before(blocks), **kwargs)[0], num_blocks)
         return blocks + self.drop_images(self.mlp(self.layernorm_after(blocks)), num_blocks)
 
 
+def padding_mask(grid: tuple[int, int], block: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """The mask that keeps padding from being a key, to be added to scores: (W, 1, 1, n), 0 or the lowest number."""
+    padding = 1 - to_windows(torch.ones(1, *grid, 1, dtype=dtype, device=device), block)
+    return padding.transpose(1, 2)[:, None] * torch.finfo(dtype).min
+
+
 class NestStage(nn.Module):
-    """Aggregation, except in the first stage, positions, then layers on blocks: tokens (B, N, C) to tokens (B, N', C')."""
+    """
+    Aggregation, except in the first stage, positions, then layers on blocks: tokens (B, N, C) to tokens (B, N', C').
+    """
 
     def __init__(self, config: VitfNestConfig, stage: int, drop_path_rates: list[float]):
         super().__init__()
@@ -131,16 +141,6 @@ class NestStage(nn.Module):
         grid = config.feature_map_sizes(*pair(config.image_size))[stage + 1]
         self.position_embeddings = PositionEmbeddings(hidden_size, grid, num_prefix_tokens=0, interpolation="bicubic")
         self.layers = nn.ModuleList([NestLayer(config, stage, rate) for rate in drop_path_rates])
-        self.masks = SizeCache()
-
-    def padding_mask(self, grid: tuple[int, int], block: int, like: torch.Tensor) -> torch.Tensor:
-        """What keeps padding from being a key, to be added to scores: (W, 1, 1, n), 0 or the lowest number."""
-
-        def make():
-            padding = 1 - to_windows(like.new_ones(1, *grid, 1), block)
-            return padding.transpose(1, 2)[:, None] * torch.finfo(like.dtype).min
-
-        return self.masks.get((*grid, block, like.dtype, like.device), (), make)
 
     def forward(
         self, hidden_states: torch.Tensor, old_grid: tuple[int, int], grid: tuple[int, int], **kwargs
@@ -149,11 +149,12 @@ class NestStage(nn.Module):
         if self.aggregation is not None:
             hidden_states = self.aggregation(hidden_states, old_grid)
         hidden_states = hidden_states + self.position_embeddings(grid, hidden_states)
-        block = min(self.block_size, max(grid))  # more would be padding alone
-        blocks = to_windows(hidden_states.unflatten(1, grid), block)
+        block = min(self.block_size, max(grid))  # more would only be padding
+        blocks = to_windows(split_dim(hidden_states, 1, grid), block)
         num_blocks = blocks.shape[0] // hidden_states.shape[0]
         if padded_size(grid, block) != tuple(grid):
-            mask = self.padding_mask(grid, block, hidden_states).repeat(hidden_states.shape[0], 1, 1, 1)
+            mask = size_table(padding_mask, tuple(grid), block, hidden_states.dtype, hidden_states.device)
+            mask = mask.repeat(hidden_states.shape[0], 1, 1, 1)
             # As wide as the scores: flex attention reads each of them.
             kwargs["position_bias"] = mask.expand(-1, self.num_heads, block * block, -1)
         for layer in self.layers:
@@ -195,8 +196,7 @@ class VitfNestModel(VitfNestPreTrainedModel):
         self.layernorm = nn.LayerNorm(config.hidden_sizes[-1], eps=config.layer_norm_eps)
         self.post_init()
 
-    @merge_with_config_defaults
-    @capture_outputs(tie_last_hidden_states=False)
+    @encoder_forward
     def forward(
         self,
         pixel_values: torch.Tensor,
@@ -206,8 +206,8 @@ class VitfNestModel(VitfNestPreTrainedModel):
     ) -> BaseModelOutputWithPooling:
         r"""
         Args:
-            pixel_values (`torch.Tensor` of shape `(B, num_channels, H, W)`).
-            bool_masked_pos (`torch.BoolTensor` of shape `(B, ceil(H / patch_size) * ceil(W / patch_size))`, *optional*):
+            pixel_values (`torch.Tensor` of shape `(B, num_channels, H, W)`). bool_masked_pos (`torch.BoolTensor` of
+            shape `(B, ceil(H / patch_size) * ceil(W / patch_size))`, *optional*):
                 Patches to mask.
             mask_token (`torch.Tensor` of shape `(1, 1, C)`, *optional*): What masked patches become.
 

@@ -11,8 +11,6 @@ from torch import nn
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.utils.generic import merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs
 
 from .attention import SelfAttention
 from .configuration_pit import VitfPitConfig
@@ -24,8 +22,10 @@ from .modeling_vitf import (
     MaskedImageModelingMixin,
     PyramidBackboneMixin,
     VitfPreTrainedModel,
+    encoder_forward,
     masked_embeddings,
 )
+from .shapes import split_dim
 
 
 class PitPatchEmbeddings(nn.Module):
@@ -43,7 +43,9 @@ class PitPatchEmbeddings(nn.Module):
         return tuple((side - patch) // stride + 1 for side, patch, stride in sides)
 
     def masked_patches(self, masked_cells: torch.Tensor, height: int, width: int) -> torch.Tensor:
-        """From the mask of cells of `stride` pixels to that of patches, (B, h * w): those that see masked cells alone."""
+        """
+        From the mask of cells of `stride` pixels to that of patches, (B, h * w): those that see only masked cells.
+        """
         cells = height // self.stride[0], width // self.stride[1]
         visible = 1.0 - masked_cells.reshape(-1, 1, *cells).float()
         cells_of_a_patch = tuple(patch // stride for patch, stride in zip(self.patch_size, self.stride, strict=True))
@@ -93,7 +95,7 @@ class PitPooling(nn.Module):
 
     def forward(self, tokens: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
         prefix, patches = tokens.split((tokens.shape[1] - grid[0] * grid[1], grid[0] * grid[1]), dim=1)
-        feature_map = self.conv(patches.transpose(1, 2).unflatten(2, grid))
+        feature_map = self.conv(split_dim(patches.transpose(1, 2), 2, grid))
         return torch.cat((self.fc(prefix), feature_map.flatten(2).transpose(1, 2)), dim=1)
 
 
@@ -168,8 +170,7 @@ class VitfPitModel(VitfPitPreTrainedModel):
         self.num_prefix_tokens = 1 + config.distilled
         self.post_init()
 
-    @merge_with_config_defaults
-    @capture_outputs(tie_last_hidden_states=False)
+    @encoder_forward
     def forward(
         self,
         pixel_values: torch.Tensor,

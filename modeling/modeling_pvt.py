@@ -1,8 +1,8 @@
 """PVT (arXiv 2102.12122): a pyramid of stages, with attention to maps that a convolution made smaller.
 
-Order of operations from whai362/PVT@57e2dfa classification/pvt.py; without class token, as a backbone, from detection/pvt.py.
-Positions are resized from each stage's own grid at every size but the configured one. (The original takes the table as it is
-wherever a map has as many tokens as the first stage's table.)
+Order of operations from whai362/PVT@57e2dfa classification/pvt.py; without class token, as a backbone, from
+detection/pvt.py. Positions are resized from each stage's own grid at every size but the configured one. (The original
+takes the table as it is wherever a map has as many tokens as the first stage's table.)
 
 Shapes: B batch, N tokens (in the last stage the class token, then patches, row by row), M tokens of the reduced map,
 C channels, H x W pixels, h x w grid of a map.
@@ -16,8 +16,6 @@ from torch import nn
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.utils.generic import merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_pvt import VitfPvtConfig
 from .configuration_vitf import pair
@@ -28,8 +26,10 @@ from .modeling_vitf import (
     MaskedImageModelingMixin,
     PyramidBackboneMixin,
     VitfPreTrainedModel,
+    encoder_forward,
     masked_embeddings,
 )
+from .shapes import split_dim
 from .spatial_reduction import (
     PyramidPatchEmbeddings,
     SpatialReductionAttention,
@@ -101,7 +101,7 @@ class PvtStage(nn.Module):
     ) -> torch.Tensor:
         """Tokens on the grid of the stage before it to those on its own `grid`."""
         if self.embeddings is not None:
-            hidden_states = self.embeddings(hidden_states.transpose(1, 2).unflatten(2, grid_before), grid)
+            hidden_states = self.embeddings(split_dim(hidden_states.transpose(1, 2), 2, grid_before), grid)
         for layer in self.layers:
             hidden_states = layer(hidden_states, grid, **kwargs)
         return hidden_states
@@ -124,7 +124,7 @@ class VitfPvtPreTrainedModel(VitfPreTrainedModel):
 
 
 class PvtEncoderMixin:
-    """All of the base model of PVT, and of those whose layers alone differ; `stage_class` tells them apart."""
+    """All of the base model of PVT, and of those that differ only in their layers; `stage_class` tells them apart."""
 
     stage_class: ClassVar[type[nn.Module]]
 
@@ -142,8 +142,7 @@ class PvtEncoderMixin:
         self.num_prefix_tokens = int(use_cls_token)
         self.post_init()
 
-    @merge_with_config_defaults
-    @capture_outputs(tie_last_hidden_states=False)
+    @encoder_forward
     def forward(
         self,
         pixel_values: torch.Tensor,

@@ -13,19 +13,21 @@ from torch import nn
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.utils.generic import merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_pvt_v2 import VitfPvtV2Config
 from .configuration_vitf import pair
 from .layers import DropPath, drop_path_rates
 from .modeling_vitf import (
     ImageClassificationMixin,
+    LayerGroup,
     MaskedImageModelingMixin,
     VitfBackboneMixin,
     VitfPreTrainedModel,
+    encoder_forward,
     masked_embeddings,
+    stage_groups,
 )
+from .shapes import split_dim
 from .spatial_reduction import (
     PyramidPatchEmbeddings,
     SpatialReductionAttention,
@@ -62,7 +64,7 @@ class PvtV2PooledReduction(nn.Module):
         self.activation = nn.GELU()
 
     def forward(self, hidden_states: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-        reduced = self.conv(self.pool(hidden_states.transpose(1, 2).unflatten(2, grid)))
+        reduced = self.conv(self.pool(split_dim(hidden_states.transpose(1, 2), 2, grid)))
         return self.activation(self.layernorm(reduced.flatten(2).transpose(1, 2)))
 
 
@@ -80,7 +82,7 @@ class PvtV2Mlp(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
         hidden_states = self.relu(self.fc1(hidden_states))
-        hidden_states = self.depthwise(hidden_states.transpose(1, 2).unflatten(2, grid)).flatten(2).transpose(1, 2)
+        hidden_states = self.depthwise(split_dim(hidden_states.transpose(1, 2), 2, grid)).flatten(2).transpose(1, 2)
         hidden_states = self.activation(hidden_states)
         return self.dropout(self.fc2(self.dropout(hidden_states)))
 
@@ -122,7 +124,7 @@ class PvtV2Stage(nn.Module):
     ) -> torch.Tensor:
         """Tokens on the grid of the stage before it to those on its own `grid`."""
         if self.patch_embeddings is not None:
-            hidden_states = self.patch_embeddings(hidden_states.transpose(1, 2).unflatten(2, grid_before))
+            hidden_states = self.patch_embeddings(split_dim(hidden_states.transpose(1, 2), 2, grid_before))
         for layer in self.layers:
             hidden_states = layer(hidden_states, grid, **kwargs)
         return self.layernorm(hidden_states)
@@ -142,6 +144,8 @@ class VitfPvtV2PreTrainedModel(VitfPreTrainedModel):
 class VitfPvtV2Model(VitfPvtV2PreTrainedModel):
     """The bare encoder. `pooler_output` is the mean of the last stage's tokens, after its norm."""
 
+    exports_any_size = True
+
     def __init__(self, config: VitfPvtV2Config):
         super().__init__(config)
         self.embeddings = PvtV2Embeddings(config)
@@ -155,8 +159,15 @@ class VitfPvtV2Model(VitfPvtV2PreTrainedModel):
         self.num_prefix_tokens = 0
         self.post_init()
 
-    @merge_with_config_defaults
-    @capture_outputs(tie_last_hidden_states=False)
+    def layer_groups(self) -> list[LayerGroup]:
+        groups: list[LayerGroup] = [[self.embeddings]]
+        for stage in self.stages:
+            groups += stage_groups(stage, norm="layernorm")
+            if stage is not self.stages[-1]:
+                groups[-1].append(stage.layernorm)
+        return groups
+
+    @encoder_forward
     def forward(
         self,
         pixel_values: torch.Tensor,

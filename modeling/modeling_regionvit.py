@@ -1,11 +1,11 @@
 """RegionViT (arXiv 2106.02689): stages of local tokens in windows, with one regional token for each window.
 
-Order of operations from IBM/RegionViT@77000c2 regionvit/regionvit.py and regionvit/attention/attention_variants.py, including
-what the published weights were trained with: a table of relative positions that is rotated, and a mask of padding that is not
-exact in the last window (`padding_mask`).
+Order of operations from IBM/RegionViT@77000c2 regionvit/regionvit.py and regionvit/attention/attention_variants.py,
+including what the published weights were trained with: a table of relative positions that is rotated, and a mask of
+padding that is not exact in the last window (`padding_mask`).
 
-Shapes: B batch, C channels, H x W pixels, h x w map of local tokens, R = r0 * r1 map of regional tokens (one for each window),
-n tokens of a window, row by row.
+Shapes: B batch, C channels, H x W pixels, h x w map of local tokens, R = r0 * r1 map of regional tokens (one for each
+window), n tokens of a window, row by row.
 """
 
 import torch
@@ -14,21 +14,24 @@ from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.utils.generic import merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs
 
 from .attention import attend
+from .caches import Resizable, size_table
 from .configuration_regionvit import VitfRegionvitConfig
 from .configuration_vitf import pair
-from .embeddings import Resizable, SizeCache, check_input
+from .embeddings import check_input
 from .layers import DropPath, Mlp, drop_path_rates, init_trunc_normal
 from .modeling_vitf import (
     ImageClassificationMixin,
+    LayerGroup,
     MaskedImageModelingMixin,
     VitfBackboneMixin,
     VitfPreTrainedModel,
+    encoder_forward,
     masked_embeddings,
+    stage_groups,
 )
+from .shapes import split_dim
 from .windows import from_windows, static_size, to_windows
 
 # The original holds 1e-5 as a float32 number.
@@ -80,7 +83,7 @@ class RegionvitEmbeddings(nn.Module):
         super().__init__()
         self.num_channels = config.num_channels
         self.patch_size = pair(config.patch_size)
-        # One convolution alone reaches no token on a side of one pixel.
+        # One convolution reaches no token on a side of one pixel.
         self.min_side = 2 if config.patch_conv_type == "1conv" else 1
         self.patch_embeddings = RegionvitPatchEmbeddings(config)
         region = tuple(side * config.window_sizes[0] for side in self.patch_size)
@@ -98,7 +101,7 @@ class RegionvitEmbeddings(nn.Module):
             )  # where one convolution does not reach the last pixel, there is a cell without token
             mask = bool_masked_pos.reshape(-1, *cells)[:, : grid[0], : grid[1]]
             tokens = masked_embeddings(local.flatten(2).transpose(1, 2), mask, mask_token)
-            local = tokens.transpose(1, 2).unflatten(2, grid)
+            local = split_dim(tokens.transpose(1, 2), 2, grid)
         return self.dropout(local), self.region_embeddings(self.pad_to_regions(pixel_values))
 
     def pad_to_regions(self, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -127,8 +130,8 @@ class RegionvitDownsampling(nn.Module):
 
 def rotated_position_index(window: int, device: torch.device | None = None) -> torch.Tensor:
     """
-    Where a table of relative positions has that of each pair of tokens. Distances are counted from `-(window // 2)`, and those
-    below it wrap around: the original indexes with negative numbers, so its table is a rotated one.
+    Where a table of relative positions has that of each pair of tokens. Distances are counted from `-(window // 2)`,
+    and those below it wrap around: the original indexes with negative numbers, so its table is a rotated one.
 
     Returns:
         `torch.LongTensor` of shape `(n, n)`, for query and key.
@@ -142,14 +145,15 @@ def padding_mask(
     regions: tuple[int, int], padding: tuple[int, int], window: int, device: torch.device | None = None
 ) -> torch.Tensor:
     """
-    Which pairs of query and key of a window (the regional token, then n local ones) may attend, when the map of local tokens
-    was padded below and to the right.
+    Which pairs of query and key of a window (the regional token, then n local ones) may attend, when the map of local
+    tokens was padded below and to the right.
 
-    As in the original, the last window allows what either its row or its column allows, where both are meant: padding is
-    attended to there.
+    As in the original, the last window allows what either its row or its column allows, where both are meant: padding
+    is attended to there.
 
     Args:
-        regions (`(int, int)`): r0 and r1. padding (`(int, int)`): Rows and columns of padding. window (`int`): Its side.
+        regions (`(int, int)`): r0 and r1. padding (`(int, int)`): Rows and columns of padding. window (`int`): Its
+        side.
 
     Returns:
         `torch.BoolTensor` of shape `(R, 1 + n, 1 + n)`.
@@ -169,38 +173,29 @@ def padding_mask(
 
 class RegionvitPositionBias(Resizable):
     """
-    What attention within windows adds to its scores: a learned bias for each head and relative position of two local tokens,
-    `weight` (heads, (2 * window - 1) ** 2), and a mask where the map was padded.
+    What attention within windows adds to its scores: a learned bias for each head and relative position of two local
+    tokens, `weight` (heads, (2 * window - 1) ** 2), and a mask where the map was padded.
     """
 
     def __init__(self, window: int, num_heads: int):
         super().__init__()
         self.window = window
         self.weight = nn.Parameter(torch.zeros(num_heads, (2 * window - 1) ** 2))
-        self.geometry = SizeCache()
 
     def forward(self, batch: int, regions: tuple[int, int], padding: tuple[int, int]) -> torch.Tensor:
         """(B * R, heads, 1 + n, 1 + n), for `regions` of a map with `padding` rows and columns."""
         weight = self.weight
-        place = (weight.dtype, weight.device)
-
-        def make_index() -> torch.Tensor:
-            return rotated_position_index(self.window, weight.device)
-
-        def make_mask() -> torch.Tensor:
-            allowed = padding_mask(regions, padding, self.window, weight.device)
-            zeros = torch.zeros(allowed.shape, dtype=weight.dtype, device=weight.device)
-            return zeros.masked_fill(~allowed, torch.finfo(weight.dtype).min)[:, None]
 
         def make() -> torch.Tensor:
-            index = self.geometry.get(("index", *place), (), make_index)
-            bias = weight.index_select(1, index.flatten()).unflatten(1, index.shape)
+            index = size_table(rotated_position_index, self.window, weight.device)
+            bias = split_dim(weight.index_select(1, index.flatten()), 1, index.shape)
             bias = nn.functional.pad(bias, (1, 0, 1, 0))[None]  # the regional token has no position
             if any(padding):
-                bias = bias + self.geometry.get((regions, padding, *place), (), make_mask)
+                allowed = size_table(padding_mask, regions, padding, self.window, bias.device)
+                bias = torch.where(allowed[:, None], bias, torch.finfo(bias.dtype).min)
             return bias
 
-        bias = self.by_size.get((regions, padding) if any(padding) else (), (weight,), make)
+        bias = self.for_size((regions, padding) if any(padding) else (), make)
         return bias.expand(batch, regions[0] * regions[1], *bias.shape[1:]).flatten(0, 1)
 
 
@@ -233,7 +228,7 @@ class RegionvitAttention(nn.Module):
 
     def attend_by(self, scores: RegionvitScores, tokens: torch.Tensor, **kwargs) -> torch.Tensor:
         """(B, N, C) to (B, N, C), by `regional` or `local`."""
-        qkv = self.qkv(tokens).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        qkv = split_dim(self.qkv(tokens), -1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         context, _ = scores(*qkv.unbind(0), **kwargs)
         return self.dropout(self.proj(context))
 
@@ -247,8 +242,9 @@ class RegionvitAttention(nn.Module):
 
 class RegionvitLayer(GradientCheckpointingLayer):
     """
-    Regional tokens r + attention(norm(r)); then windows x = (r, local tokens) + attention(norm(x)), then x + mlp(norm(x)); drop
-    path on all three branches. The first two share their projections, not their norms. Takes windows, (B * R, 1 + n, C).
+    Regional tokens r + attention(norm(r)); then windows x = (r, local tokens) + attention(norm(x)), then x +
+    mlp(norm(x)); drop path on all three branches. The first two share their projections, not their norms. Takes
+    windows, (B * R, 1 + n, C).
     """
 
     def __init__(self, config: VitfRegionvitConfig, stage: int, drop_path_rate: float):
@@ -264,7 +260,7 @@ class RegionvitLayer(GradientCheckpointingLayer):
     def forward(
         self, windows: torch.Tensor, regions: tuple[int, int], padding: tuple[int, int], **kwargs
     ) -> torch.Tensor:
-        regional = windows[:, 0].unflatten(0, (-1, regions[0] * regions[1]))
+        regional = split_dim(windows[:, 0], 0, (-1, regions[0] * regions[1]))
         regional = regional + self.drop_path(self.attention(self.layernorm_regional(regional), **kwargs))
         windows = torch.cat((regional.flatten(0, 1)[:, None], windows[:, 1:]), dim=1)
         windows = windows + self.drop_path(self.attention(self.layernorm_before(windows), regions, padding, **kwargs))
@@ -284,9 +280,11 @@ def join_regions(local: torch.Tensor, regional: torch.Tensor, window: int) -> to
 def split_regions(
     windows: torch.Tensor, grid: tuple[int, int], regions: tuple[int, int], window: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Windows (B * R, 1 + n, C) to maps (B, C, h, w) with h and w of `grid`, and (B, C, r0, r1): undoes `join_regions`."""
+    """
+    Windows (B * R, 1 + n, C) to maps (B, C, h, w) with h and w of `grid`, and (B, C, r0, r1): undoes `join_regions`.
+    """
     local = from_windows(windows[:, 1:], tuple(count * window for count in regions), window)
-    regional = windows[:, 0].unflatten(0, (-1, *regions))
+    regional = split_dim(windows[:, 0], 0, (-1, *regions))
     return local[:, : grid[0], : grid[1]].permute(0, 3, 1, 2), regional.permute(0, 3, 1, 2)
 
 
@@ -360,8 +358,15 @@ class VitfRegionvitModel(VitfRegionvitPreTrainedModel):
         self.layernorm = nn.LayerNorm(config.hidden_sizes[-1], eps=config.layer_norm_eps) if add_pooling_layer else None
         self.post_init()
 
-    @merge_with_config_defaults
-    @capture_outputs(tie_last_hidden_states=False)
+    def layer_groups(self) -> list[LayerGroup]:
+        groups: list[LayerGroup] = [[self.embeddings]]
+        for stage in self.stages:
+            groups += stage_groups(stage, norm="norm")
+            if stage is not self.stages[-1] and stage.norm is not None:
+                groups[-1].append(stage.norm)
+        return groups
+
+    @encoder_forward
     def forward(
         self,
         pixel_values: torch.Tensor,
@@ -371,15 +376,15 @@ class VitfRegionvitModel(VitfRegionvitPreTrainedModel):
     ) -> BaseModelOutputWithPooling:
         r"""
         Args:
-            pixel_values (`torch.Tensor` of shape `(B, num_channels, H, W)`).
-            bool_masked_pos (`torch.BoolTensor` of shape `(B, ceil(H / patch_size) * ceil(W / patch_size))`, *optional*):
+            pixel_values (`torch.Tensor` of shape `(B, num_channels, H, W)`). bool_masked_pos (`torch.BoolTensor` of
+            shape `(B, ceil(H / patch_size) * ceil(W / patch_size))`, *optional*):
                 Local tokens to mask.
             mask_token (`torch.Tensor` of shape `(1, 1, C)`, *optional*): What masked local tokens become.
 
         Returns:
-            `last_hidden_state` (B, C, h, w), the local tokens of the last stage; `pooler_output` (B, C);
-            `hidden_states`: the local tokens before the first stage and after each, (B, C, h, w) with C, h and w of the stage;
-            `attentions`: for each layer (B, heads, R, R) and (B * R, heads, 1 + n, 1 + n).
+            `last_hidden_state` (B, h * w, C), the local tokens of the last stage; `pooler_output` (B, C);
+            `hidden_states`: the local tokens before the first stage and after each, (B, C, h, w) with C, h and w of the
+            stage; `attentions`: for each layer (B, heads, R, R) and (B * R, heads, 1 + n, 1 + n).
         """
         local, regional = self.embeddings(pixel_values, bool_masked_pos, mask_token)
         for stage in self.stages:
@@ -387,7 +392,7 @@ class VitfRegionvitModel(VitfRegionvitPreTrainedModel):
         pooled = None
         if self.layernorm is not None:
             pooled = self.layernorm(regional.flatten(2).transpose(1, 2)).mean(1)
-        return BaseModelOutputWithPooling(last_hidden_state=local, pooler_output=pooled)
+        return BaseModelOutputWithPooling(last_hidden_state=local.flatten(2).transpose(1, 2), pooler_output=pooled)
 
 
 class VitfRegionvitForImageClassification(ImageClassificationMixin, VitfRegionvitPreTrainedModel):

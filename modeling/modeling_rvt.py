@@ -11,8 +11,6 @@ from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.utils.generic import merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs
 
 from .attention import attend
 from .configuration_rvt import VitfRvtConfig
@@ -24,8 +22,10 @@ from .modeling_vitf import (
     MaskedImageModelingMixin,
     VitfBackboneMixin,
     VitfPreTrainedModel,
+    encoder_forward,
     masked_embeddings,
 )
+from .shapes import split_dim
 
 
 class RvtEmbeddings(nn.Module):
@@ -44,7 +44,9 @@ class RvtEmbeddings(nn.Module):
 
 
 class RvtConvQuery(nn.Module):
-    """Queries (B, N, h * d): patches through a depth-wise 5x5 and a 1x1 convolution, the class token through a layer."""
+    """
+    Queries (B, N, h * d): patches through a depth-wise 5x5 and a 1x1 convolution, the class token through a layer.
+    """
 
     def __init__(self, hidden_size: int, inner_size: int):
         super().__init__()
@@ -53,7 +55,7 @@ class RvtConvQuery(nn.Module):
         self.cls_projection = nn.Linear(hidden_size, inner_size) if hidden_size != inner_size else nn.Identity()
 
     def forward(self, hidden_states: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-        patches = hidden_states[:, 1:].transpose(1, 2).unflatten(2, grid)
+        patches = split_dim(hidden_states[:, 1:].transpose(1, 2), 2, grid)
         patches = self.pointwise(self.depthwise(patches)).flatten(2).transpose(1, 2)
         return torch.cat((self.cls_projection(hidden_states[:, :1]), patches), dim=1)
 
@@ -86,8 +88,8 @@ class RvtAttention(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, hidden_states, grid, rotary=None, **kwargs) -> tuple[torch.Tensor, torch.Tensor | None]:
-        query = self.query(hidden_states, grid).unflatten(2, (self.num_heads, -1)).transpose(1, 2)
-        key, value = self.key_value(hidden_states).unflatten(2, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        query = split_dim(self.query(hidden_states, grid), 2, (self.num_heads, -1)).transpose(1, 2)
+        key, value = split_dim(self.key_value(hidden_states), 2, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         if rotary is not None:
             query, key = apply_rotary(query, *rotary), apply_rotary(key, *rotary)
         context, probabilities = attend(self, query, key, value, self.scaling, **kwargs)
@@ -164,8 +166,7 @@ class VitfRvtModel(VitfRvtPreTrainedModel):
             self.rotary = AxialRotary(config.head_dim, max(pair(config.image_size)), self.num_prefix_tokens)
         self.post_init()
 
-    @merge_with_config_defaults
-    @capture_outputs(tie_last_hidden_states=False)
+    @encoder_forward
     def forward(
         self,
         pixel_values: torch.Tensor,
@@ -189,7 +190,8 @@ class VitfRvtModel(VitfRvtPreTrainedModel):
             kwargs["rotary"] = self.rotary(grid, hidden_states)
         for layer in self.layers:
             hidden_states = layer(hidden_states, grid=grid, **kwargs)
-        # The original normalises the class token alone, its head's only input; masked image modeling reads the patches.
+        # The original normalises only the class token, the one input of its head; masked image modeling reads the
+        # patches.
         hidden_states = self.layernorm(hidden_states)
         return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=hidden_states[:, 0])
 

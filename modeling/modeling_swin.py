@@ -1,10 +1,10 @@
 """Swin (arXiv 2103.14030): a ViT in stages, with attention within windows that are shifted in every second layer.
 
-Order of operations from microsoft/Swin-Transformer@f82860b models/swin_transformer.py; maps that do not divide into windows
-as in SwinTransformer/Swin-Transformer-Semantic-Segmentation@87e6f90 mmseg/models/backbones/swin_transformer.py.
+Order of operations from microsoft/Swin-Transformer@f82860b models/swin_transformer.py; maps that do not divide into
+windows as in SwinTransformer/Swin-Transformer-Semantic-Segmentation@87e6f90 mmseg/models/backbones/swin_transformer.py.
 
-Shapes: B batch, N = h * w tokens row by row, C channels, H x W pixels, h x w feature map, W windows of a map, n tokens of a
-window.
+Shapes: B batch, N = h * w tokens row by row, C channels, H x W pixels, h x w feature map, W windows of a map, n tokens
+of a window.
 """
 
 from typing import ClassVar
@@ -14,11 +14,10 @@ from torch import nn
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.utils.generic import merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs
 
 from .attention import SelfAttention
-from .configuration_swin import VitfSwinConfig
+from .caches import size_table
+from .configuration_swin import VitfSwinConfig, stage_windows
 from .configuration_vitf import pair
 from .embeddings import PatchEmbeddings, PositionEmbeddings, resize_positions
 from .layers import RECORDED_HIDDEN_STATES, DropPath, HiddenState, Mlp, drop_path_rates, init_trunc_normal
@@ -27,8 +26,10 @@ from .modeling_vitf import (
     MaskedImageModelingMixin,
     PyramidBackboneMixin,
     VitfPreTrainedModel,
+    encoder_forward,
     masked_embeddings,
 )
+from .shapes import split_dim
 from .windows import WindowBias, from_windows, relative_position_index, static_size, to_windows
 
 
@@ -66,14 +67,14 @@ class SwinEmbeddings(nn.Module):
 
 def merge_patches(hidden_states: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
     """
-    The channels of 2 x 2 neighbouring tokens become those of one: (B, h * w, C) to (B, ceil(h / 2) * ceil(w / 2), 4 C), in
-    the order upper left, lower left, upper right, lower right. An odd map is padded with zeros.
+    The channels of 2 x 2 neighbouring tokens become those of one: (B, h * w, C) to (B, ceil(h / 2) * ceil(w / 2), 4 C),
+    in the order upper left, lower left, upper right, lower right. An odd map is padded with zeros.
     """
-    feature_map = hidden_states.unflatten(1, grid)
+    feature_map = split_dim(hidden_states, 1, grid)
     padding = (0, 0, 0, grid[1] % 2, 0, grid[0] % 2)
     if any(padding):
         feature_map = nn.functional.pad(feature_map, padding)
-    blocks = feature_map.unflatten(2, (-1, 2)).unflatten(1, (-1, 2))  # (B, h / 2, 2, w / 2, 2, C)
+    blocks = split_dim(split_dim(feature_map, 2, (-1, 2)), 1, (-1, 2))  # (B, h / 2, 2, w / 2, 2, C)
     return blocks.permute(0, 1, 3, 4, 2, 5).flatten(3).flatten(1, 2)
 
 
@@ -91,9 +92,11 @@ class SwinPatchMerging(nn.Module):
 
 class SwinPositionBias(WindowBias):
     """
-    A learned bias for each relative position and head, `weight` ((2 * w0 - 1) ** 2, heads) for windows of w0 x w0 tokens.
+    A learned bias for each relative position and head, `weight` ((2 * w0 - 1) ** 2, heads) for windows of w0 x w0
+    tokens.
 
-    Windows of another side get a table that is resized as the original does before fine-tuning (utils.py, load_pretrained).
+    Windows of another side get a table that is resized as the original does before fine-tuning (utils.py,
+    load_pretrained).
     """
 
     def __init__(self, window: int, num_heads: int):
@@ -106,9 +109,8 @@ class SwinPositionBias(WindowBias):
         if window != self.window:
             old, new = ((2 * side - 1,) * 2 for side in (self.window, window))
             table = resize_positions(table[None], old, new, num_prefix_tokens=0, interpolation="bicubic")[0]
-        device = table.device
-        index = self.geometry.get(("index", window, device), (), lambda: relative_position_index(window, device))
-        return table.t().index_select(1, index.flatten()).unflatten(1, index.shape)
+        index = size_table(relative_position_index, window, table.device)
+        return split_dim(table.t().index_select(1, index.flatten()), 1, index.shape)
 
 
 class SwinAttention(SelfAttention):
@@ -125,7 +127,7 @@ class SwinAttention(SelfAttention):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(B, h * w, C) to (B, h * w, C) and the map (B * W, heads, n, n); `grid` is (h, w)."""
         position_bias = self.position_bias(hidden_states.shape[0], grid, window, shift)
-        windows = to_windows(hidden_states.unflatten(1, grid), window, shift)
+        windows = to_windows(split_dim(hidden_states, 1, grid), window, shift)
         windows, probabilities = super().forward(windows, position_bias=position_bias, **kwargs)
         return from_windows(windows, grid, window, shift).flatten(1, 2), probabilities
 
@@ -154,8 +156,8 @@ class SwinLayer(GradientCheckpointingLayer):
 
 class SwinStage(nn.Module):
     """
-    Merging of patches, except in the first stage, then layers, of which every second one shifts its windows. The encoder runs
-    them (see [`HiddenState`]).
+    Merging of patches, except in the first stage, then layers, of which every second one shifts its windows. The
+    encoder runs them (see [`HiddenState`]).
     """
 
     merging_class: ClassVar[type[nn.Module]] = SwinPatchMerging
@@ -179,7 +181,9 @@ class SwinEncoderMixin:
         self.embeddings = SwinEmbeddings(config)
         grids = config.feature_map_sizes(*pair(config.image_size))[1:]
         # What a bias by relative position is made for.
-        self.configured_windows = [min(config.window_size, *grid) for grid in grids]
+        self.configured_windows = [
+            min(window, *grid) for window, grid in zip(stage_windows(config), grids, strict=True)
+        ]
         rates = iter(drop_path_rates(config.drop_path_rate, sum(config.depths)))
         self.stages = nn.ModuleList(
             [
@@ -199,18 +203,19 @@ class SwinEncoderMixin:
         config = self.config
         grids = config.feature_map_sizes(height, width)[1:]
         rows, columns = config.stage_strides[-1]
-        windows = [min(config.window_size, *grid) for grid in grids]
+        windows = [min(window, *grid) for window, grid in zip(stage_windows(config), grids, strict=True)]
         undivided = any(side % window for window, grid in zip(windows, grids, strict=True) for side in grid)
         if undivided or height % rows or width % columns:
             return self.plan_padded_windows()
         return [(window, window // 2 if window < min(grid) else 0) for window, grid in zip(windows, grids, strict=True)]
 
     def plan_padded_windows(self) -> list[tuple[int, int]]:
-        """The same for any image, as the dense-prediction code has it: it pads maps to whole windows, and always shifts."""
+        """
+        The same for any image, as the dense-prediction code has it: it pads maps to whole windows, and always shifts.
+        """
         return [(window, window // 2) for window in self.configured_windows]
 
-    @merge_with_config_defaults
-    @capture_outputs(tie_last_hidden_states=False)
+    @encoder_forward
     def forward(
         self,
         pixel_values: torch.Tensor,
@@ -225,9 +230,9 @@ class SwinEncoderMixin:
             mask_token (`torch.Tensor` of shape `(1, 1, C)`, *optional*): What masked patches become, before positions.
 
         Returns:
-            `last_hidden_state` (B, N, C), the tokens of the last stage after the norm; `pooler_output` (B, C), their mean;
-            `hidden_states`: the input of the first stage and the output of each, (B, N, C) with N and C of the stage;
-            `attentions`: (B * W, heads, n, n) a layer, the windows of an image together.
+            `last_hidden_state` (B, N, C), the tokens of the last stage after the norm; `pooler_output` (B, C), their
+            mean; `hidden_states`: the input of the first stage and the output of each, (B, N, C) with N and C of the
+            stage; `attentions`: (B * W, heads, n, n) a layer, the windows of an image together.
         """
         height, width = static_size(pixel_values.shape[-2:])
         hidden_states = self.hidden_state(self.embeddings(pixel_values, bool_masked_pos, mask_token))
@@ -252,8 +257,8 @@ class PaddedWindowsMixin:
 
 class SwinBackboneMixin(PyramidBackboneMixin):
     """
-    A backbone with a norm for each stage that it returns, as the dense-prediction code has. That of the last stage is the
-    encoder's, the only one that classification has trained; the others are new.
+    A backbone with a norm for each stage that it returns, as the dense-prediction code has. That of the last stage is
+    the encoder's, the only one that classification has trained; the others are new.
     """
 
     def add_encoder(self) -> None:
@@ -315,7 +320,9 @@ class SwinDenseModel(PaddedWindowsMixin, VitfSwinModel):
 
 
 class VitfSwinBackbone(SwinBackboneMixin, VitfSwinPreTrainedModel):
-    """Swin as a backbone: the map of each stage, after a norm; windows as in the dense-prediction code at every size."""
+    """
+    Swin as a backbone: the map of each stage, after a norm; windows as in the dense-prediction code at every size.
+    """
 
     encoder_class = SwinDenseModel
 

@@ -1,9 +1,10 @@
-"""Swin V2 (arXiv 2111.09883): Swin with norms behind each branch, cosine attention, and a bias from the log of the distance.
+"""Swin V2 (arXiv 2111.09883): Swin with norms after each branch, cosine attention, and a bias from the log of the
+distance.
 
 Order of operations from microsoft/Swin-Transformer@f82860b models/swin_transformer_v2.py.
 
-Shapes: B batch, N = h * w tokens row by row, C channels, h x w feature map, W windows of a map, n tokens of a window, d head
-width.
+Shapes: B batch, N = h * w tokens row by row, C channels, h x w feature map, W windows of a map, n tokens of a window, d
+head width.
 """
 
 import math
@@ -14,11 +15,13 @@ from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .attention import attend
+from .caches import size_table
 from .configuration_swinv2 import VitfSwinv2Config
 from .embeddings import PositionEmbeddings
 from .layers import RECORDED_HIDDEN_STATES, DropPath, Mlp, init_trunc_normal
 from .modeling_swin import PaddedWindowsMixin, SwinBackboneMixin, SwinEncoderMixin, SwinStage, merge_patches
 from .modeling_vitf import ImageClassificationMixin, MaskedImageModelingMixin, VitfPreTrainedModel
+from .shapes import split_dim
 from .windows import WindowBias, from_windows, relative_position_index, to_windows
 
 # Width of the network that makes the bias of distances.
@@ -39,7 +42,9 @@ class Swinv2PatchMerging(nn.Module):
         return self.norm(self.reduction(merge_patches(hidden_states, grid)))
 
 
-def log_distances(window: int, reference: int) -> torch.Tensor:
+def log_distances(
+    window: int, reference: int, dtype: torch.dtype = torch.float32, device: torch.device | None = None
+) -> torch.Tensor:
     """
     Log-spaced relative positions (arXiv 2111.09883, equation 4).
 
@@ -47,17 +52,19 @@ def log_distances(window: int, reference: int) -> torch.Tensor:
         window (`int`): w0, the side of windows. reference (`int`): The side for which distances go from -8 to 8.
 
     Returns:
-        `torch.Tensor` of shape `((2 * w0 - 1) ** 2, 2)`, float32 as the original makes it: rows first, then columns.
+        `torch.Tensor` of shape `((2 * w0 - 1) ** 2, 2)`, computed in float32 as the original does: rows first, then
+        columns.
     """
     distances = torch.arange(1 - window, window, dtype=torch.float32) / max(reference - 1, 1) * 8
     distances = distances.sign() * torch.log2(distances.abs() + 1.0) / 3.0
-    return torch.stack(torch.meshgrid(distances, distances, indexing="ij"), dim=-1).flatten(0, 1)
+    table = torch.stack(torch.meshgrid(distances, distances, indexing="ij"), dim=-1).flatten(0, 1)
+    return table.to(device=device, dtype=dtype)
 
 
 class Swinv2PositionBias(WindowBias):
     """
-    A bias for each head that a network of two layers makes of the relative position, for windows of any side. Its weights
-    are parameters of this module: what is cached follows from them, wherever they are moved to.
+    A bias for each head that a network of two layers makes of the relative position, for windows of any side. Its
+    weights are parameters of this module: what is cached follows from them, wherever they are moved to.
     """
 
     def __init__(self, reference: int, num_heads: int):
@@ -69,15 +76,11 @@ class Swinv2PositionBias(WindowBias):
 
     def relative_bias(self, window: int) -> torch.Tensor:
         like = self.fc1_weight
-
-        def make() -> tuple[torch.Tensor, torch.Tensor]:
-            distances = log_distances(window, self.reference).to(device=like.device, dtype=like.dtype)
-            return distances, relative_position_index(window, like.device)
-
-        distances, index = self.geometry.get(("distances", window, like.device, like.dtype), (), make)
+        distances = size_table(log_distances, window, self.reference, like.dtype, like.device)
+        index = size_table(relative_position_index, window, like.device)
         hidden = nn.functional.linear(distances, self.fc1_weight, self.fc1_bias).relu()
         table = 16 * nn.functional.linear(hidden, self.fc2_weight).sigmoid()
-        return table.t().index_select(1, index.flatten()).unflatten(1, index.shape)
+        return split_dim(table.t().index_select(1, index.flatten()), 1, index.shape)
 
 
 class Swinv2QKV(nn.Linear):
@@ -94,7 +97,9 @@ class Swinv2QKV(nn.Linear):
 
 
 def to_length(vectors: torch.Tensor, length: torch.Tensor | float) -> torch.Tensor:
-    """Vectors (..., d) at another length, those of padding still zero. Half precision has no room for torch's epsilon."""
+    """
+    Vectors (..., d) at another length, those of padding still zero. Half precision has no room for torch's epsilon.
+    """
     wide = torch.promote_types(vectors.dtype, torch.float32)
     norm = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True, dtype=wide).clamp(min=1e-12)
     return (vectors * (length / norm)).to(vectors.dtype)
@@ -118,7 +123,7 @@ class Swinv2Attention(nn.Module):
 
     def project(self, windows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(B * W, n, C) to queries of the learned length, keys of length 1 and values, each (B * W, heads, n, d)."""
-        query, key, value = self.qkv(windows).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        query, key, value = split_dim(self.qkv(windows), 2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         scale = self.logit_scale.clamp(max=math.log(_MAX_SCALE)).exp()
         return to_length(query, scale), to_length(key, 1.0), value
 
@@ -130,7 +135,7 @@ class Swinv2Attention(nn.Module):
         # Nested, not named step by step: what a name holds stays in memory until the windows are put together again.
         context, probabilities = attend(
             self,
-            *self.project(to_windows(hidden_states.unflatten(1, grid), window, shift)),
+            *self.project(to_windows(split_dim(hidden_states, 1, grid), window, shift)),
             1.0,
             position_bias=position_bias,
             **kwargs,
@@ -173,6 +178,8 @@ class VitfSwinv2PreTrainedModel(VitfPreTrainedModel):
     _no_split_modules = ["SwinEmbeddings", "Swinv2PatchMerging", "Swinv2Layer"]
     _can_record_outputs = {"hidden_states": RECORDED_HIDDEN_STATES, "attentions": Swinv2Attention}
     _supports_flash_attn = False  # its kernels take no bias
+    # As the original's utils and timm have it.
+    without_weight_decay = (*VitfPreTrainedModel.without_weight_decay, r"logit_scale$")
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -219,7 +226,9 @@ class Swinv2DenseModel(PaddedWindowsMixin, VitfSwinv2Model):
 
 
 class VitfSwinv2Backbone(SwinBackboneMixin, VitfSwinv2PreTrainedModel):
-    """Swin V2 as a backbone: the map of each stage, after a norm; windows padded and shifted at every size, as Swin's."""
+    """
+    Swin V2 as a backbone: the map of each stage, after a norm; windows padded and shifted at every size, as Swin's.
+    """
 
     encoder_class = Swinv2DenseModel
 

@@ -2,10 +2,11 @@
 
 Order of operations from yitu-opensource/T2T-ViT@0f63dc9 models/{t2t_vit,token_performer,token_transformer}.py.
 
-Shapes: B batch, N tokens (in the encoder: class token, then the map row by row), C channels, E channels of a token inside the
-tokenizer, m random features, H x W pixels, h x w grid of tokens.
+Shapes: B batch, N tokens (in the encoder: class token, then the map row by row), C channels, E channels of a token
+inside the tokenizer, m random features, H x W pixels, h x w grid of tokens.
 """
 
+import contextlib
 import math
 
 import torch
@@ -13,25 +14,38 @@ from torch import nn
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.utils.generic import merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs
 
 from .attention import SelfAttention, attend
 from .configuration_t2t_vit import VitfT2tVitConfig
 from .configuration_vitf import pair
-from .embeddings import PositionEmbeddings, check_input
-from .layers import DropPath, Mlp, drop_path_rates, init_trunc_normal
+from .embeddings import (
+    FrozenPositionEmbeddings,
+    PositionEmbeddings,
+    check_input,
+)
+from .layers import (
+    DropPath,
+    FrozenParametersMixin,
+    Mlp,
+    drop_path_rates,
+    init_trunc_normal,
+)
 from .modeling_vitf import (
     ImageClassificationMixin,
     MaskedImageModelingMixin,
     VitfBackboneMixin,
     VitfPreTrainedModel,
+    encoder_forward,
     masked_embeddings,
 )
+from .shapes import split_dim
 
 
 def sinusoid_table(num_positions: int, hidden_size: int) -> torch.Tensor:
-    """The fixed table over [class token, flattened map], (1, num_positions, C): sines on even channels, cosines on odd ones."""
+    """
+    The fixed table over [class token, flattened map], (1, num_positions, C): sines on even channels, cosines on odd
+    ones.
+    """
     channels = torch.arange(hidden_size)
     # Made in double and rounded once: the table that the original's files hold.
     wavelengths = 10000.0 ** (2 * (channels // 2).double() / hidden_size)
@@ -62,22 +76,24 @@ class T2tVitTokenAttention(nn.Module):
         return value.squeeze(1) + self.dropout(self.proj(context)), probabilities
 
 
-class T2tVitKernelAttention(nn.Module):
+class T2tVitKernelAttention(FrozenParametersMixin, nn.Module):
     """
-    Performer attention (arXiv 2009.14794) with one head: (B, N, input width) to (B, N, E), and the map (B, 1, N, N) for a
-    call that asks for it.
+    Performer attention (arXiv 2009.14794) with one head: (B, N, input width) to (B, N, E), and the map (B, 1, N, N) for
+    a call that asks for it.
 
-    A weight is the product of positive random features of query and key, over its sum for all keys: the map is never made
-    where only the result is wanted. The residual is the value.
+    A weight is the product of positive random features of query and key, over its sum for all keys: the map is never
+    made where only the result is wanted. The residual is the value.
     """
+
+    # Drawn once and never trained: the weights around them only fit this draw, so they are part of a checkpoint.
+    frozen_parameters = ("random_features",)
 
     def __init__(self, config: VitfT2tVitConfig, input_size: int):
         super().__init__()
         self.kqv = nn.Linear(input_size, 3 * config.token_dim)  # the original's order: keys, queries, values
         self.proj = nn.Linear(config.token_dim, config.token_dim)
         self.dropout = nn.Dropout(config.token_dropout_prob)
-        # Drawn once and never trained, (m, E): the weights around it only fit this draw, so it is part of a checkpoint.
-        self.random_features = nn.Parameter(torch.zeros(config.token_dim // 2, config.token_dim), requires_grad=False)
+        self.random_features = nn.Parameter(torch.zeros(config.token_dim // 2, config.token_dim))  # (m, E)
 
     def log_features(self, states: torch.Tensor) -> torch.Tensor:
         """Logarithm of the positive random features, but for their factor 1 / sqrt(m): (B, N, E) to (B, N, m)."""
@@ -90,19 +106,23 @@ class T2tVitKernelAttention(nn.Module):
         key, query, value = self.kqv(hidden_states).chunk(3, dim=-1)
         # Half precision is too narrow for exponentials and their sums; double stays double.
         accumulate = torch.float32 if value.dtype in (torch.float16, torch.bfloat16) else value.dtype
-        log_query, log_key = (self.log_features(states.to(accumulate)) for states in (query, key))
-        query_features, key_features = log_query.exp(), log_key.exp()
-        totals = torch.matmul(query_features, key_features.sum(1)[..., None])
-        sums = torch.matmul(query_features, torch.matmul(key_features.transpose(1, 2), value.to(accumulate)))
-        # 1e-8 of the original, times m: so the factors 1 / m of both sums cancel, and are left out.
-        context = (sums / (totals + 1e-8 * self.random_features.shape[0])).to(value.dtype)
-        probabilities = None
-        if output_attentions:
-            # Factors of a whole row or map cancel: taken out first, no row can underflow to 0 / 0.
-            query_features = (log_query - log_query.amax(-1, keepdim=True)).exp()
-            key_features = (log_key - log_key.amax((1, 2), keepdim=True)).exp()
-            kernel = torch.matmul(query_features, key_features.transpose(1, 2))
-            probabilities = (kernel / kernel.sum(-1, keepdim=True)).to(value.dtype)[:, None]
+        # Autocast would multiply in half precision all the same.
+        device = value.device.type
+        narrow = torch.is_autocast_enabled(device)
+        with torch.autocast(device, enabled=False) if narrow else contextlib.nullcontext():
+            log_query, log_key = (self.log_features(states.to(accumulate)) for states in (query, key))
+            query_features, key_features = log_query.exp(), log_key.exp()
+            totals = torch.matmul(query_features, key_features.sum(1)[..., None])
+            sums = torch.matmul(query_features, torch.matmul(key_features.transpose(1, 2), value.to(accumulate)))
+            # 1e-8 of the original, times m: so the factors 1 / m of both sums cancel, and are left out.
+            context = (sums / (totals + 1e-8 * self.random_features.shape[0])).to(value.dtype)
+            probabilities = None
+            if output_attentions:
+                # Factors of a whole row or map cancel: taken out first, no row can underflow to 0 / 0.
+                query_features = (log_query - log_query.amax(-1, keepdim=True)).exp()
+                key_features = (log_key - log_key.amax((1, 2), keepdim=True)).exp()
+                kernel = torch.matmul(query_features, key_features.transpose(1, 2))
+                probabilities = (kernel / kernel.sum(-1, keepdim=True)).to(value.dtype)[:, None]
         return value + self.dropout(self.proj(context)), probabilities
 
 
@@ -124,7 +144,10 @@ class T2tVitTokenLayer(nn.Module):
 
 
 class T2tVitTokenizer(nn.Module):
-    """(B, num_channels, H, W) to (B, h * w, C): soft splits into overlapping windows, with a token layer after two of them."""
+    """
+    (B, num_channels, H, W) to (B, h * w, C): soft splits into overlapping windows, with a token layer after two of
+    them.
+    """
 
     def __init__(self, config: VitfT2tVitConfig):
         super().__init__()
@@ -153,7 +176,7 @@ class T2tVitTokenizer(nn.Module):
         for split, layer in zip(self.soft_splits, self.layers, strict=False):
             tokens = self.unfold(split, feature_map)
             grid = self.split_grid(split, *feature_map.shape[-2:])
-            feature_map = layer(tokens, **kwargs).transpose(1, 2).unflatten(2, grid)
+            feature_map = split_dim(layer(tokens, **kwargs).transpose(1, 2), 2, grid)
         return self.projection(self.unfold(self.soft_splits[-1], feature_map))
 
     def unfold(self, split: tuple[int, int, int], feature_map: torch.Tensor) -> torch.Tensor:
@@ -169,14 +192,13 @@ class T2tVitEmbeddings(nn.Module):
         super().__init__()
         self.patch_embeddings = T2tVitTokenizer(config)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
-        self.position_embeddings = PositionEmbeddings(
+        # The sinusoid table.
+        self.position_embeddings = FrozenPositionEmbeddings(
             config.hidden_size,
             self.patch_embeddings.grid(*pair(config.image_size)),
             num_prefix_tokens=1,
             interpolation="bicubic",
         )
-        # Published files hold the sinusoid table: it is kept as a frozen parameter, as the original has it.
-        self.position_embeddings.weight.requires_grad_(False)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, pixel_values, bool_masked_pos=None, mask_token=None, **kwargs) -> torch.Tensor:
@@ -242,8 +264,7 @@ class VitfT2tVitModel(VitfT2tVitPreTrainedModel):
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.post_init()
 
-    @merge_with_config_defaults
-    @capture_outputs(tie_last_hidden_states=False)
+    @encoder_forward
     def forward(
         self,
         pixel_values: torch.Tensor,
@@ -253,14 +274,14 @@ class VitfT2tVitModel(VitfT2tVitPreTrainedModel):
     ) -> BaseModelOutputWithPooling:
         r"""
         Args:
-            pixel_values (`torch.Tensor` of shape `(B, num_channels, H, W)`): H and W at least 3; a token is 16 x 16 pixels.
-            bool_masked_pos (`torch.BoolTensor` of shape `(B, number of map tokens)`, *optional*): Tokens to mask.
-            mask_token (`torch.Tensor` of shape `(1, 1, C)`, *optional*): What masked tokens become.
+            pixel_values (`torch.Tensor` of shape `(B, num_channels, H, W)`): H and W at least 3; a token is 16 x 16
+            pixels. bool_masked_pos (`torch.BoolTensor` of shape `(B, number of map tokens)`, *optional*): Tokens to
+            mask. mask_token (`torch.Tensor` of shape `(1, 1, C)`, *optional*): What masked tokens become.
 
         Returns:
-            `last_hidden_state` (B, N, C), after the last norm; `pooler_output` (B, C);
-            `hidden_states`: the input of the first layer and the output of each; `attentions`: the two maps of the tokenizer,
-            (B, 1, number of windows, number of windows), then (B, heads, N, N) a layer.
+            `last_hidden_state` (B, N, C), after the last norm; `pooler_output` (B, C); `hidden_states`: the input of
+            the first layer and the output of each; `attentions`: the two maps of the tokenizer, (B, 1, number of
+            windows, number of windows), then (B, heads, N, N) a layer.
         """
         hidden_states = self.embeddings(pixel_values, bool_masked_pos, mask_token, **kwargs)
         for layer in self.layers:

@@ -1,11 +1,12 @@
 """TimeSformer (arXiv 2102.05095): ViT on the patches of a clip, with attention over time and over space by turns.
 
-Order of operations from facebookresearch/TimeSformer@a5ef29a timesformer/models/vit.py. Its tokens have time run fastest; here
-frame follows frame, which changes no weight and no result. Where a grid of another shape has as many patches as the configured
-one, the original leaves the position table as it is; here it is resized like any other.
+Order of operations from facebookresearch/TimeSformer@a5ef29a timesformer/models/vit.py. Its tokens have time run
+fastest; here frame follows frame, which changes no weight and no result. Where a grid of another shape has as many
+patches as the configured one, the original leaves the position table as it is; here it is resized like any other.
 
-Shapes: B batch, T frames, N patches of a frame, C channels, H x W pixels, h heads. Tokens of a clip are (B, 1 + T * N, C):
-class token, then frame by frame and row by row; with `attention_type="space_only"` (B, T, 1 + N, C), each frame for itself.
+Shapes: B batch, T frames, N patches of a frame, C channels, H x W pixels, h heads. Tokens of a clip are (B, 1 + T * N,
+C): class token, then frame by frame and row by row; with `attention_type="space_only"` (B, T, 1 + N, C), each frame for
+itself.
 """
 
 import torch
@@ -13,8 +14,6 @@ from torch import nn
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.utils.generic import merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs
 
 from .attention import SelfAttention
 from .configuration_timesformer import VitfTimesformerConfig
@@ -22,7 +21,13 @@ from .configuration_vitf import pair
 from .embeddings import PatchEmbeddings, PositionEmbeddings, TimeEmbeddings, frames_of
 from .inflation import InflationMixin
 from .layers import DropPath, Mlp, drop_path_rates, init_trunc_normal
-from .modeling_vitf import VideoBackboneMixin, VideoClassificationMixin, VitfPreTrainedModel
+from .modeling_vitf import (
+    VideoBackboneMixin,
+    VideoClassificationMixin,
+    VitfPreTrainedModel,
+    encoder_forward,
+)
+from .shapes import split_dim
 
 
 class TimesformerEmbeddings(nn.Module):
@@ -44,7 +49,7 @@ class TimesformerEmbeddings(nn.Module):
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         images = frames_of(pixel_values, self.num_channels)
         batch, num_frames = pixel_values.shape[:2]
-        patches = self.patch_embeddings(images).unflatten(0, (batch, num_frames))
+        patches = split_dim(self.patch_embeddings(images), 0, (batch, num_frames))
         positions = self.position_embeddings(self.patch_embeddings.grid(*images.shape[-2:]), patches)
         cls_token = (self.cls_token + positions[:, :1]).expand(batch, -1, -1)
         patches = patches + positions[:, 1:]
@@ -67,7 +72,9 @@ class TimesformerLayer(GradientCheckpointingLayer):
         self.drop_path = DropPath(drop_path_rate)
 
     def forward(self, hidden_states: torch.Tensor, num_frames: int, **kwargs) -> torch.Tensor:
-        """Tokens (B, N, C) or (B, T, N, C) to the same; `num_frames` is for the divided layer, which shares the call."""
+        """
+        Tokens (B, N, C) or (B, T, N, C) to the same; `num_frames` is for the divided layer, which shares the call.
+        """
         tokens = hidden_states.flatten(0, -3)
         tokens = tokens + self.drop_path(self.attention(self.layernorm_before(tokens), **kwargs)[0])
         return (tokens + self.drop_path(self.mlp(self.layernorm_after(tokens)))).view_as(hidden_states)
@@ -98,10 +105,10 @@ class TimesformerDividedLayer(TimesformerLayer):
         batch, num_frames = patches.shape[:2]
         frames = torch.cat((cls_token[:, None].expand(-1, num_frames, -1, -1), patches), dim=2).flatten(0, 1)
         context, _ = self.attention(self.layernorm_before(frames), **kwargs)
-        return self.drop_path(context).unflatten(0, (batch, num_frames))
+        return split_dim(self.drop_path(context), 0, (batch, num_frames))
 
     def forward(self, hidden_states: torch.Tensor, num_frames: int, **kwargs) -> torch.Tensor:
-        cls_token, patches = hidden_states[:, :1], hidden_states[:, 1:].unflatten(1, (num_frames, -1))
+        cls_token, patches = hidden_states[:, :1], split_dim(hidden_states[:, 1:], 1, (num_frames, -1))
         patches = patches + self.attend_over_time(patches, **kwargs)
         residual = self.attend_over_space(cls_token, patches, **kwargs)
         cls_token = cls_token + residual[:, :, 0].mean(dim=1, keepdim=True)
@@ -148,8 +155,7 @@ class VitfTimesformerModel(VitfTimesformerPreTrainedModel):
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.post_init()
 
-    @merge_with_config_defaults
-    @capture_outputs(tie_last_hidden_states=False)
+    @encoder_forward
     def forward(self, pixel_values: torch.Tensor, **kwargs) -> BaseModelOutputWithPooling:
         r"""
         Args:
@@ -158,9 +164,10 @@ class VitfTimesformerModel(VitfTimesformerPreTrainedModel):
 
         Returns:
             `last_hidden_state` (B, 1 + T * N, C), after the last norm; space only: (B, 1 + N, C), the mean over frames.
-            `pooler_output` (B, C). `hidden_states`: the input of the first layer and the output of each, (B, 1 + T * N, C);
-            space only: (B, T, 1 + N, C). `attentions`: divided: for each layer two, over time (B * N, h, T, T) and over space
-            (B * T, h, 1 + N, 1 + N); joint: (B, h, 1 + T * N, 1 + T * N); space only: (B * T, h, 1 + N, 1 + N).
+            `pooler_output` (B, C). `hidden_states`: the input of the first layer and the output of each, (B, 1 + T * N,
+            C); space only: (B, T, 1 + N, C). `attentions`: divided: for each layer two, over time (B * N, h, T, T) and
+            over space (B * T, h, 1 + N, 1 + N); joint: (B, h, 1 + T * N, 1 + T * N); space only: (B * T, h, 1 + N, 1 +
+            N).
         """
         hidden_states = self.embeddings(pixel_values)
         for layer in self.layers:
@@ -178,7 +185,9 @@ class VitfTimesformerForVideoClassification(VideoClassificationMixin, VitfTimesf
 
 
 class VitfTimesformerBackbone(VideoBackboneMixin, VitfTimesformerPreTrainedModel):
-    """TimeSformer as a backbone: the patches of chosen layers as a feature map for each frame, at the stride of the patch."""
+    """
+    TimeSformer as a backbone: the patches of chosen layers as a feature map for each frame, at the stride of the patch.
+    """
 
     encoder_class = VitfTimesformerModel
 

@@ -1,10 +1,10 @@
 """Twins (arXiv 2104.13840): attention within windows and to smaller maps in turn, and positions from a convolution.
 
-Order of operations from Meituan-AutoML/Twins@c1ff671 gvt.py (timm 0.3.2 for the blocks); maps that are not made of whole
-windows are padded as in its detection/gvt.py.
+Order of operations from Meituan-AutoML/Twins@c1ff671 gvt.py (timm 0.3.2 for the blocks); maps that are not made of
+whole windows are padded as in its detection/gvt.py.
 
-Shapes: B batch, N tokens, row by row, C channels, H x W pixels, h x w grid of a map, W windows of a map, n tokens of a window,
-M tokens of a reduced map.
+Shapes: B batch, N tokens, row by row, C channels, H x W pixels, h x w grid of a map, W windows of a map, n tokens of a
+window, M tokens of a reduced map.
 """
 
 from itertools import pairwise
@@ -13,8 +13,6 @@ import torch
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.utils.generic import merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs
 
 from .attention import SelfAttention
 from .configuration_twins import VitfTwinsConfig
@@ -25,8 +23,10 @@ from .modeling_vitf import (
     MaskedImageModelingMixin,
     PyramidBackboneMixin,
     VitfPreTrainedModel,
+    encoder_forward,
     masked_embeddings,
 )
+from .shapes import split_dim
 from .spatial_reduction import (
     PyramidPatchEmbeddings,
     SpatialReductionAttention,
@@ -60,7 +60,7 @@ class TwinsLocalAttention(SelfAttention):
         self, hidden_states: torch.Tensor, grid: tuple[int, int], **kwargs
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(B, N, C) to (B, N, C) and the map (B * W, heads, n, n)."""
-        windows = to_windows(hidden_states.unflatten(1, grid), self.window)
+        windows = to_windows(split_dim(hidden_states, 1, grid), self.window)
         context, probabilities = super().forward(windows, **kwargs)
         return from_windows(context, grid, self.window).flatten(1, 2), probabilities
 
@@ -89,8 +89,8 @@ class TwinsLayer(GradientCheckpointingLayer):
 
 
 class TwinsPositionGenerator(nn.Module):
-    """Adds a depth-wise 3x3 convolution of the map, whose padding with zeros tells where the border is: the positional encoding
-    generator of CPVT (arXiv 2102.10882, section 3.2)."""
+    """Adds a depth-wise 3x3 convolution of the map, whose padding with zeros tells where the border is: the positional
+    encoding generator of CPVT (arXiv 2102.10882, section 3.2)."""
 
     def __init__(self, hidden_size: int):
         super().__init__()
@@ -98,14 +98,14 @@ class TwinsPositionGenerator(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
         """(B, N, C) to (B, N, C)."""
-        positions = self.conv(hidden_states.transpose(1, 2).unflatten(2, grid))
+        positions = self.conv(split_dim(hidden_states.transpose(1, 2), 2, grid))
         return hidden_states + positions.flatten(2).transpose(1, 2)
 
 
 class TwinsStage(nn.Module):
     """
-    Patches of the map before it, except in the first stage, then layers; positions join behind the first one. The encoder
-    runs them (see [`HiddenState`]).
+    Patches of the map before it, except in the first stage, then layers; positions join after the first one. The
+    encoder runs them (see [`HiddenState`]).
     """
 
     def __init__(self, config: VitfTwinsConfig, stage: int, drop_path_rates: list[float]):
@@ -139,6 +139,8 @@ class VitfTwinsPreTrainedModel(VitfPreTrainedModel):
 class VitfTwinsModel(VitfTwinsPreTrainedModel):
     """The bare encoder. `pooler_output` is the mean of the last stage's tokens, after the last norm."""
 
+    exports_any_size = True
+
     def __init__(self, config: VitfTwinsConfig):
         super().__init__(config)
         self.embeddings = TwinsEmbeddings(config)
@@ -154,8 +156,7 @@ class VitfTwinsModel(VitfTwinsPreTrainedModel):
         self.num_prefix_tokens = 0
         self.post_init()
 
-    @merge_with_config_defaults
-    @capture_outputs(tie_last_hidden_states=False)
+    @encoder_forward
     def forward(
         self,
         pixel_values: torch.Tensor,
@@ -165,9 +166,8 @@ class VitfTwinsModel(VitfTwinsPreTrainedModel):
     ) -> BaseModelOutputWithPooling:
         r"""
         Args:
-            pixel_values (`torch.Tensor` of shape `(B, num_channels, H, W)`):
-                H and W of any size whose maps are no smaller than what `sr_ratios` makes one key of; pixels beyond the last whole
-                patch are not seen.
+            pixel_values (`torch.Tensor` of shape `(B, num_channels, H, W)`): H and W of any size whose maps are no
+                smaller than what `sr_ratios` makes one key of; pixels beyond the last whole patch are not seen.
             bool_masked_pos (`torch.BoolTensor` of shape `(B, number of patches)`, *optional*):
                 Patches of the first stage to mask; H and W must be multiples of the last stage's stride then.
             mask_token (`torch.Tensor` of shape `(1, 1, C)`, *optional*): What masked patches become.
@@ -184,7 +184,7 @@ class VitfTwinsModel(VitfTwinsPreTrainedModel):
         hidden_states = self.hidden_state(self.embeddings(pixel_values, bool_masked_pos, mask_token))
         for stage, (grid_before, grid) in zip(self.stages, pairwise(grids), strict=True):
             if stage.patch_embeddings is not None:
-                feature_map = hidden_states.transpose(1, 2).unflatten(2, grid_before)
+                feature_map = split_dim(hidden_states.transpose(1, 2), 2, grid_before)
                 hidden_states = stage.dropout(stage.patch_embeddings(feature_map))
             for number, layer in enumerate(stage.layers):
                 hidden_states = layer(hidden_states, grid, **kwargs)

@@ -1,9 +1,12 @@
-"""What the models of every architecture share: the base class and the forward passes of the heads.
+"""The base of every architecture's models: the base class and the forward passes of the heads.
 
 Shapes: B batch, T frames, N tokens, C channels, H x W pixels, h x w grid of a feature map.
 """
 
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import wraps
 from typing import ClassVar
 
 import torch
@@ -17,7 +20,25 @@ from transformers.modeling_outputs import (
     MaskedImageModelingOutput,
     ModelOutput,
 )
-from transformers.utils.generic import can_return_tuple
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .caches import Resizable, TensorCache
+from .shapes import keep_example_size, split_dim
+
+# What learns at one rate where rates fall from layer to layer.
+LayerGroup = list[nn.Module | nn.Parameter]
+
+
+def stage_groups(stage: nn.Module, norm: str | None = None) -> list[LayerGroup]:
+    """
+    A group for each of the `layers` of a stage. What else the stage has goes with the first of them, except the module
+    named `norm`, which follows the last one: it is left out.
+    """
+    groups: list[LayerGroup] = [[layer] for layer in stage.layers]
+    groups[0] += stage.parameters(recurse=False)
+    groups[0] += [module for name, module in stage.named_children() if name not in ("layers", norm)]
+    return groups
 
 
 class VitfPreTrainedModel(PreTrainedModel):
@@ -25,8 +46,8 @@ class VitfPreTrainedModel(PreTrainedModel):
     Base of every model of the family.
 
     A base model's `forward(pixel_values, bool_masked_pos=None, mask_token=None)` returns `last_hidden_state`,
-    `pooler_output` (B, `config.pooler_output_size`), what a head reads, and on request `hidden_states` and `attentions`. A
-    head names its base model in `encoder_class`, and in `encoder_kwargs` what it is built with.
+    `pooler_output` (B, `config.pooler_output_size`), what a head reads, and on request `hidden_states` and
+    `attentions`. A head names its base model in `encoder_class`, and in `encoder_kwargs` what it is built with.
     """
 
     main_input_name = "pixel_values"
@@ -40,8 +61,18 @@ class VitfPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
+    # Whether there are attention layers whose maps can be recorded.
+    has_attention_maps: ClassVar[bool] = True
+    # Patterns of the names of parameters with two or more dimensions that take no weight decay: positions and tokens,
+    # which decay would pull towards zero for no reason (facebookresearch/deit@7e160fe models.py, no_weight_decay).
+    without_weight_decay: ClassVar[tuple[str, ...]] = (r"position|time_embeddings", r"tokens?$")
+    # Whether what a tracer or an exporter records of a base model at one size holds at every other: nothing is chosen
+    # by the size.
+    exports_any_size: ClassVar[bool] = False
     # Tokens of a base model that stand before those of the patches: class, distillation and register tokens.
     num_prefix_tokens = 0
+    # What `freeze_caches` keeps, in the base model.
+    kept: TensorCache | None = None
     encoder_class: ClassVar[type[PreTrainedModel]]
     encoder_kwargs: ClassVar[dict[str, bool]] = {}
 
@@ -51,13 +82,85 @@ class VitfPreTrainedModel(PreTrainedModel):
 
     def feature_map(self, hidden_states: torch.Tensor, height: int, width: int, stage: int = -1) -> torch.Tensor:
         """
-        What a stage returned for an image of `height` x `width` pixels as a map: tokens (B, N, C), of which those of the
-        patches come last, row by row, to (B, C, rows, columns). Maps stay as they are.
+        What a stage returned for an image of `height` x `width` pixels as a map: tokens (B, N, C), of which those of
+        the patches come last, row by row, to (B, C, rows, columns). Maps stay as they are, but contiguous.
         """
         if hidden_states.ndim == 4:
-            return hidden_states
+            return hidden_states.contiguous()
         rows, columns = self.config.feature_map_sizes(height, width)[stage]
-        return hidden_states[:, -rows * columns :].transpose(1, 2).unflatten(2, (rows, columns)).contiguous()
+        return split_dim(hidden_states[:, -rows * columns :].transpose(1, 2), 2, (rows, columns)).contiguous()
+
+    def layer_groups(self) -> list[LayerGroup]:
+        """
+        The stem (patches, positions, tokens), then the layers in the order in which they are computed, each with what
+        is computed between it and its neighbours. Whatever is in no group comes after the last layer: the last norm and
+        the heads.
+
+        A base model with other parts than `embeddings` or `patch_embeddings` and `layers` or `stages` overrides it.
+        """
+        if self.base_model is not self:
+            return self.base_model.layer_groups()
+        stem = [module for name, module in self.named_children() if name in ("embeddings", "patch_embeddings")]
+        if hasattr(self, "layers"):
+            return [stem, *([layer] for layer in self.layers)]
+        return [stem, *(group for stage in self.stages for group in stage_groups(stage))]
+
+    def parameters_without_decay(self) -> set[str]:
+        """
+        Names of the parameters that take no weight decay: norms, biases and scales, which have one dimension, and
+        others.
+        """
+        patterns = self.without_weight_decay
+        return {
+            name
+            for name, parameter in self.named_parameters()
+            if parameter.ndim < 2 or any(re.search(pattern, name) for pattern in patterns)
+        }
+
+    def freeze_caches(self, max_bytes: int = 128 * 2**20) -> "VitfPreTrainedModel":
+        """
+        Puts the model into evaluation mode and keeps from now on what it makes of parameters for an input size: resized
+        positions, biases by relative position, standardised kernels. Outputs are the same; passes without gradients are
+        up to a tenth faster.
+
+        For weights that stay as they are. Most writes are noticed all the same, but not those through `.data` between
+        two passes without gradients. `train()` ends it.
+
+        Args:
+            max_bytes (`int`, *optional*, defaults to 128 MiB): What is kept at most; then the oldest goes.
+
+        Returns:
+            The model itself.
+        """
+        kept = self.base_model.kept = TensorCache(max_bytes)
+        for module in self.modules():
+            if isinstance(module, Resizable):
+                module.kept = kept
+        return self.eval()
+
+    def cast_pixels(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """
+        Pixels in the dtype of the patch embeddings. Under autocast they stay as they are: it casts them itself.
+
+        Raises:
+            TypeError: if they are no floating-point numbers.
+        """
+        if not pixel_values.is_floating_point():
+            raise TypeError(
+                f"pixel_values are {pixel_values.dtype}, but models take normalised floating-point pixels: pass images "
+                "through the model's processor first"
+            )
+        weights = [weight for weight in self.get_input_embeddings().parameters() if weight.is_floating_point()]
+        # Norms can have another dtype than layers; where weights are sharded, all have one dimension. A replica of
+        # DataParallel has no parameters.
+        dtypes = [weight.dtype for weight in weights if weight.ndim > 1] or [weight.dtype for weight in weights]
+        dtype = dtypes[0] if dtypes else pixel_values.dtype
+        if pixel_values.dtype == dtype:
+            return pixel_values
+        # Autocast does not touch double precision.
+        if torch.is_autocast_enabled(pixel_values.device.type) and torch.float64 not in (pixel_values.dtype, dtype):
+            return pixel_values
+        return pixel_values.to(dtype)
 
     @classmethod
     def _can_set_attn_implementation(cls) -> bool:
@@ -66,9 +169,28 @@ class VitfPreTrainedModel(PreTrainedModel):
 
     def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
         # For code outside transformers, modules without parameters of their own are passed over, lest an in-place
-        # initialisation overwrites loaded tensors. Ours leaves loaded tensors alone (transformers.initialization), and
-        # needs those modules: a layer that knows its role initialises its children.
+        # initialisation overwrites loaded tensors. Ours does not touch loaded tensors (transformers.initialization),
+        # and needs those modules: a layer that knows its role initialises its children.
         super()._initialize_weights(module)
+
+
+def encoder_forward(forward: Callable) -> Callable:
+    """
+    Decorates `forward(self, pixel_values, ...)` of every base model: pixels get the dtype of the model, `hidden_states`
+    and `attentions` are recorded on request, and what the caller leaves out comes from the configuration. Tracers and
+    exporters fix the size, except for models with `exports_any_size`.
+    """
+
+    @wraps(forward)
+    def forward_cast(self, pixel_values: torch.Tensor, *args, **kwargs):
+        if self.kept is not None and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            self.kept.clear()  # an optimiser may follow, and fused ones write without telling autograd
+        pixel_values = self.cast_pixels(pixel_values)
+        if not self.exports_any_size:
+            pixel_values = keep_example_size(pixel_values)
+        return forward(self, pixel_values, *args, **kwargs)
+
+    return merge_with_config_defaults(capture_outputs(forward_cast, tie_last_hidden_states=False))
 
 
 def masked_embeddings(
@@ -150,19 +272,29 @@ class DistilledImageClassifierOutput(ModelOutput):
 
 class DistilledImageClassificationMixin(ImageClassificationMixin):
     """
-    All of `...ForImageClassification` with a `classifier` on the pooled output and, when `config.distilled` (else `None`), a
-    `distillation_classifier` on `distillation_features`, the second token.
+    All of `...ForImageClassification` with a `classifier` on the pooled output and, when `config.distilled` (else
+    `None`), a `distillation_classifier` on `distillation_features`, the second token.
 
-    The two heads' mean is the prediction (arXiv 2012.12877, section 4). Without a teacher both heads learn the labels: the
-    original trains the class head alone then, which spoils the mean on new classes. A teacher's loss is the trainer's work.
+    The two heads' mean is the prediction (arXiv 2012.12877, section 4). Without a teacher both heads learn the labels:
+    the original then trains only the class head, which spoils the mean on new classes. A teacher's loss is the
+    trainer's work.
     """
 
     def add_classifiers(self) -> None:
         super().add_classifiers()
         self.distillation_classifier = self.make_classifier() if self.config.distilled else None
 
+    def get_output_embeddings(self) -> nn.Module | None:
+        """
+        The linear layer of the distillation head. PEFT passes over it when it adapts all layers, as it does over the
+        `classifier` that `modules_to_save` names: the name fits the end of both heads' names, so that it saves both.
+        """
+        if self.distillation_classifier is None:
+            return super().get_output_embeddings()
+        return next((each for each in self.distillation_classifier.modules() if isinstance(each, nn.Linear)), None)
+
     def distillation_features(self, outputs: ModelOutput) -> torch.Tensor:
-        """What the distillation classifier reads of the encoder's outputs, (B, C)."""
+        """Selects what the distillation classifier reads of the encoder's outputs, (B, C)."""
         return outputs.last_hidden_state[:, 1]
 
     @can_return_tuple
@@ -210,6 +342,10 @@ class MaskedImageModelingMixin:
         self.decoder = nn.Conv2d(config.stage_channels[-1], rows * columns * config.num_channels, 1)
         self.post_init()
 
+    def layer_groups(self) -> list[LayerGroup]:
+        stem, *layers = super().layer_groups()
+        return [[*stem, self.mask_token], *layers]
+
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if module is self:
@@ -226,7 +362,8 @@ class MaskedImageModelingMixin:
                 True where the input is masked, for each cell of `config.stage_strides[0]` pixels, row by row.
 
         Returns:
-            `loss` (if a mask is given): the mean absolute error over masked pixels; `reconstruction` (B, num_channels, H, W).
+            `loss` (if a mask is given): the mean absolute error over masked pixels; `reconstruction` (B, num_channels,
+            H, W).
         """
         height, width = pixel_values.shape[-2:]
         visible, mask = pixel_values, None
@@ -235,25 +372,26 @@ class MaskedImageModelingMixin:
             grid = (-(-height // rows), -(-width // columns))
             mask = bool_masked_pos.reshape(-1, 1, *grid).bool()
             mask = mask.repeat_interleave(rows, 2).repeat_interleave(columns, 3)[..., :height, :width]
-            # Where patches overlap, or mix before the mask token comes in, pixels of a masked one would be seen by others.
+            # Where patches overlap, or mix before the mask token comes in, pixels of a masked one would be seen by
+            # others.
             visible = pixel_values.masked_fill(mask, 0)
         outputs = self.base_model(visible, bool_masked_pos=bool_masked_pos, mask_token=self.mask_token, **kwargs)
         prediction = self.decoder(self.feature_map(outputs.last_hidden_state, height, width))
         rows, columns = self.config.stage_strides[-1]
         # (B, channels * rows * columns, h, w) to (B, channels, h * rows, w * columns)
-        blocks = prediction.unflatten(1, (-1, rows, columns)).permute(0, 1, 4, 2, 5, 3)
+        blocks = split_dim(prediction, 1, (-1, rows, columns)).permute(0, 1, 4, 2, 5, 3)
         # Padded windows can reach beyond the image: the prediction is cut back to it.
         reconstruction = blocks.flatten(4, 5).flatten(2, 3)[..., :height, :width]
         if reconstruction.shape != pixel_values.shape:
             raise ValueError(
-                f"image size {height}x{width} does not fit masked image modeling: height must be a multiple of {rows} and "
-                f"width a multiple of {columns}"
+                f"image size {height}x{width} does not fit masked image modeling: height must be a multiple of {rows} "
+                f"and width a multiple of {columns}"
             )
         loss = None
         if mask is not None:
             mask = mask.to(reconstruction.dtype)
             error = (reconstruction - pixel_values).abs() * mask
-            loss = error.sum() / (mask.sum() * self.config.num_channels + 1e-5)
+            loss = error.sum() / (mask.sum() + 1e-5) / self.config.num_channels
         return MaskedImageModelingOutput(
             loss=loss,
             reconstruction=reconstruction,
@@ -283,7 +421,7 @@ class VitfBackboneMixin(BackboneMixin):
         return [by_stage[name] for name in self.out_features]
 
     def normalize_stage(self, hidden_states: torch.Tensor, stage: int) -> torch.Tensor:
-        """What is applied to a stage's tokens before they become a map: the encoder's last norm, as in DINOv2."""
+        """The norm of a stage's tokens before they become a map: the encoder's last one, as in DINOv2."""
         return self.base_model.layernorm(hidden_states)
 
     @can_return_tuple
@@ -291,11 +429,17 @@ class VitfBackboneMixin(BackboneMixin):
     def forward(self, pixel_values: torch.Tensor, **kwargs) -> BackboneOutput:
         r"""
         Args:
-            pixel_values (`torch.Tensor` of shape `(B, num_channels, H, W)`).
+            pixel_values (`torch.Tensor` of shape `(B, num_channels, H, W)`): Padded with zeros, to the right and below,
+                where H and W are no multiples of `config.size_multiple`, as ViTDet does (arXiv 2203.16527).
 
         Returns:
-            `feature_maps`: for each name in `out_features`, (B, channels, H / stride, W / stride).
+            `feature_maps`: for each name in `out_features`, (B, channels, H / stride, W / stride), rounded up where the
+            image is padded.
         """
+        limits = zip(pixel_values.shape[-2:], self.config.smallest_size, self.config.size_multiple, strict=True)
+        missing = [max(side, smallest) + -max(side, smallest) % step - side for side, smallest, step in limits]
+        if any(missing):
+            pixel_values = nn.functional.pad(pixel_values, (0, missing[1], 0, missing[0]))
         height, width = pixel_values.shape[-2:]
         outputs = self.base_model(pixel_values, **kwargs)
         feature_maps = tuple(
@@ -309,7 +453,7 @@ class VitfBackboneMixin(BackboneMixin):
 
 
 class PyramidBackboneMixin(VitfBackboneMixin):
-    """A backbone of stages of different widths: the encoder's last norm belongs to the last of them alone."""
+    """A backbone of stages of different widths: the encoder's last norm belongs only to the last of them."""
 
     def normalize_stage(self, hidden_states: torch.Tensor, stage: int) -> torch.Tensor:
         is_last = stage == len(self.stage_names) - 1
@@ -318,18 +462,19 @@ class PyramidBackboneMixin(VitfBackboneMixin):
 
 class VideoBackboneMixin(VitfBackboneMixin):
     """
-    A backbone for clips, `pixel_values` (B, T, num_channels, H, W): a feature map for each group of `config.frame_stride`
-    frames, (B, T / frame_stride, C, H / stride, W / stride). Flattened over the first two dimensions they are what a head for
-    images takes.
+    A backbone for clips, `pixel_values` (B, T, num_channels, H, W): a feature map for each group of
+    `config.frame_stride` frames, (B, T / frame_stride, C, H / stride, W / stride). Flattened over the first two
+    dimensions they are what a head for images takes.
     """
 
     def feature_map(self, hidden_states: torch.Tensor, height: int, width: int, stage: int = -1) -> torch.Tensor:
         """
-        What a stage returned for frames of `height` x `width` pixels as maps (B, groups, C, rows, columns): tokens (B, N, C) of
-        the clip or (B, groups, N, C) of each group, of which those of the patches come last, group by group and row by row.
+        What a stage returned for frames of `height` x `width` pixels as maps (B, groups, C, rows, columns): tokens (B,
+        N, C) of the clip or (B, groups, N, C) of each group, of which those of the patches come last, group by group
+        and row by row.
         """
         rows, columns = self.config.feature_map_sizes(height, width)[stage]
         patches = hidden_states[..., self.base_model.num_prefix_tokens :, :]
         if hidden_states.ndim == 3:
-            patches = patches.unflatten(1, (-1, rows * columns))
-        return patches.transpose(2, 3).unflatten(3, (rows, columns)).contiguous()
+            patches = split_dim(patches, 1, (-1, rows * columns))
+        return split_dim(patches.transpose(2, 3), 3, (rows, columns)).contiguous()

@@ -1,11 +1,11 @@
 """ViViT (arXiv 2103.15691): ViT on the tubelets of a clip, with four ways to factorise attention over space and time.
 
-Order of operations from google-research/scenic@4a38d47 projects/vivit/model.py and model_utils.py. Positions for other sizes are
-interpolated linearly along each axis, as model_utils.py does for one axis; its resizing of a table of space and time takes all
-places for one square, and is not followed.
+Order of operations from google-research/scenic@4a38d47 projects/vivit/model.py and model_utils.py. Positions for other
+sizes are interpolated linearly along each axis, as model_utils.py does for one axis; its resizing of a table of space
+and time takes all places for one square, and is not followed.
 
-Shapes: B batch, T frames, G groups of `tubelet_size` frames, N tubelets of a group, C channels, H x W pixels, h heads, d head
-width. Tokens of a clip are group by group, row by row: (B, 1 + G * N, C) for joint attention, class token first;
+Shapes: B batch, T frames, G groups of `tubelet_size` frames, N tubelets of a group, C channels, H x W pixels, h heads,
+d head width. Tokens of a clip are group by group, row by row: (B, 1 + G * N, C) for joint attention, class token first;
 (B, G, 1 + N, C) in a factorised encoder, each group with its class token; (B, G, N, C) in models 3 and 4.
 """
 
@@ -17,8 +17,6 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.utils.generic import merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs
 
 from .attention import SelfAttention, attend
 from .configuration_vitf import pair
@@ -26,7 +24,15 @@ from .configuration_vivit import VitfVivitConfig
 from .embeddings import PatchEmbeddings, PositionEmbeddings, frames_of
 from .inflation import InflationMixin
 from .layers import DropPath, Mlp, drop_path_rates, init_jax, init_lecun_normal
-from .modeling_vitf import VideoBackboneMixin, VideoClassificationMixin, VitfPreTrainedModel
+from .modeling_vitf import (
+    LayerGroup,
+    VideoBackboneMixin,
+    VideoClassificationMixin,
+    VitfPreTrainedModel,
+    encoder_forward,
+    stage_groups,
+)
+from .shapes import split_dim
 
 
 def add_positions(tokens: torch.Tensor, positions: torch.Tensor, cls_token: nn.Parameter | None) -> torch.Tensor:
@@ -45,7 +51,8 @@ class VivitEmbeddings(nn.Module):
         self.num_channels = config.num_channels
         self.tubelet_size = config.tubelet_size
         self.attention_type = config.attention_type
-        # The frames of a tubelet are channels: a convolution over them that steps from tubelet to tubelet is one over space.
+        # The frames of a tubelet are channels: a convolution over them that steps from tubelet to tubelet is one over
+        # space.
         self.patch_embeddings = PatchEmbeddings(
             config.tubelet_size * config.num_channels, config.hidden_size, config.patch_size
         )
@@ -66,12 +73,12 @@ class VivitEmbeddings(nn.Module):
                 f"a clip of {num_frames} frames does not fit: their number must be a multiple of "
                 f"tubelet_size={self.tubelet_size}"
             )
-        return pixel_values.unflatten(1, (num_frames // self.tubelet_size, self.tubelet_size)).flatten(2, 3)
+        return split_dim(pixel_values, 1, (num_frames // self.tubelet_size, self.tubelet_size)).flatten(2, 3)
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         groups = self.groups_of(pixel_values)
         batch, num_groups, _, height, width = groups.shape
-        tubelets = self.patch_embeddings(groups.flatten(0, 1)).unflatten(0, (batch, num_groups))
+        tubelets = split_dim(self.patch_embeddings(groups.flatten(0, 1)), 0, (batch, num_groups))
         grid = self.patch_embeddings.grid(height, width)
         if self.attention_type == "factorised_encoder":
             return self.dropout(add_positions(tubelets, self.position_embeddings(grid, tubelets), self.cls_token))
@@ -143,7 +150,10 @@ class VivitFactorisedLayer(VivitLayer):
 
 
 class VivitHeads(nn.Module):
-    """Some heads of an attention layer: (B, h, N, d) each of query, key and value to (B, N, h * d) and the map (B, h, N, N)."""
+    """
+    Some heads of an attention layer: (B, h, N, d) each of query, key and value to (B, N, h * d) and the map (B, h, N,
+    N).
+    """
 
     is_causal = False
 
@@ -157,7 +167,9 @@ class VivitHeads(nn.Module):
 
 
 class VivitDotProductAttention(nn.Module):
-    """Model 4: the first half of the heads attends over time at each place, the second half over space in each group."""
+    """
+    Model 4: the first half of the heads attends over time at each place, the second half over space in each group.
+    """
 
     def __init__(self, config: VitfVivitConfig):
         super().__init__()
@@ -178,8 +190,8 @@ class VivitDotProductAttention(nn.Module):
         in_space = in_space.permute(3, 0, 1, 4, 2, 5).flatten(1, 2)
         over_time, _ = self.over_time(*in_time.unbind(0), **kwargs)
         over_space, _ = self.over_space(*in_space.unbind(0), **kwargs)
-        over_time = over_time.unflatten(0, (batch, places)).transpose(1, 2)
-        over_space = over_space.unflatten(0, (batch, groups))
+        over_time = split_dim(over_time, 0, (batch, places)).transpose(1, 2)
+        over_space = split_dim(over_space, 0, (batch, groups))
         return self.dropout(self.proj(torch.cat((over_time, over_space), dim=-1)))
 
 
@@ -203,7 +215,10 @@ LAYERS = {
 
 
 class VivitTemporalEncoder(nn.Module):
-    """Model 2: what was pooled of each group, (B, G, C), to the tokens of a second encoder, (B, [1 +] G, C), after its norm."""
+    """
+    Model 2: what was pooled of each group, (B, G, C), to the tokens of a second encoder, (B, [1 +] G, C), after its
+    norm.
+    """
 
     def __init__(self, config: VitfVivitConfig):
         super().__init__()
@@ -265,8 +280,8 @@ class VitfVivitPreTrainedModel(InflationMixin, VitfPreTrainedModel):
             prefix, places = table[:, : own.num_prefix_tokens], table[:, other.num_prefix_tokens :]
             return torch.cat((prefix, places.repeat(1, math.prod(own.grid[:-2]), 1)), dim=1)
         if "temporal_attention.proj." in name:
-            # At first attention over time passes on what it gets, as in the paper. There all of its weights are zero: then
-            # none has a gradient.
+            # At first attention over time passes on what it gets, as in the paper. There all of its weights are zero:
+            # then none has a gradient.
             return torch.zeros_like(weight)
         return super().inflated(name, weight, image_model)
 
@@ -299,8 +314,14 @@ class VitfVivitModel(VitfVivitPreTrainedModel):
         """The class token of (..., N, C), or the mean over tokens where there is none."""
         return hidden_states[..., 0, :] if self.config.pooling == "cls" else hidden_states.mean(dim=-2)
 
-    @merge_with_config_defaults
-    @capture_outputs(tie_last_hidden_states=False)
+    def layer_groups(self) -> list[LayerGroup]:
+        groups = super().layer_groups()
+        if self.temporal_encoder is not None:
+            groups[-1].append(self.layernorm)  # more layers follow it
+            groups += stage_groups(self.temporal_encoder, norm="layernorm")
+        return groups
+
+    @encoder_forward
     def forward(self, pixel_values: torch.Tensor, **kwargs) -> BaseModelOutputWithPooling:
         r"""
         Args:
@@ -308,13 +329,13 @@ class VitfVivitModel(VitfVivitPreTrainedModel):
                 T a multiple of the tubelet size, H and W of the patch size.
 
         Returns:
-            With `P` 1 if there are class tokens, else 0: `last_hidden_state` after the last norm, (B, P + G * N, C), of a
-            factorised encoder (B, P + G, C). `pooler_output` (B, C or `representation_size`). `hidden_states`: the input of the
-            first layer and the output of each, of a factorised encoder those over space: joint (B, P + G * N, C), else
-            (B, G, P + N, C). `attentions`: joint (B, h, P + G * N, P + G * N) for each layer; factorised encoder
-            (B * G, h, P + N, P + N) for each layer over space, then (B, h, P + G, P + G) for each over time; factorised
-            self-attention for each layer two, over space (B * G, h, N, N) and over time (B * N, h, G, G), in the order in which
-            they come; factorised dot-product (B * N, h / 2, G, G), then (B * G, h / 2, N, N).
+            With `P` 1 if there are class tokens, else 0: `last_hidden_state` after the last norm, (B, P + G * N, C), of
+            a factorised encoder (B, P + G, C). `pooler_output` (B, C or `representation_size`). `hidden_states`: the
+            input of the first layer and the output of each, of a factorised encoder those over space: joint (B, P + G *
+            N, C), else (B, G, P + N, C). `attentions`: joint (B, h, P + G * N, P + G * N) for each layer; factorised
+            encoder (B * G, h, P + N, P + N) for each layer over space, then (B, h, P + G, P + G) for each over time;
+            factorised self-attention for each layer two, over space (B * G, h, N, N) and over time (B * N, h, G, G), in
+            the order in which they come; factorised dot-product (B * N, h / 2, G, G), then (B * G, h / 2, N, N).
         """
         hidden_states = self.embeddings(pixel_values)
         for layer in self.layers:
@@ -338,7 +359,9 @@ class VitfVivitForVideoClassification(VideoClassificationMixin, VitfVivitPreTrai
 
 
 class VitfVivitBackbone(VideoBackboneMixin, VitfVivitPreTrainedModel):
-    """ViViT as a backbone: the tubelets of chosen layers as a feature map for each group of frames, at the patch's stride."""
+    """
+    ViViT as a backbone: the tubelets of chosen layers as a feature map for each group of frames, at the patch's stride.
+    """
 
     encoder_class = VitfVivitModel
     encoder_kwargs = {"add_pooling_layer": False}

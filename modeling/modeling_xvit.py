@@ -1,11 +1,11 @@
-"""X-ViT (arXiv 2106.05968): ViT on each frame, whose keys and values are mixed with those of the frames beside it.
+"""X-ViT (arXiv 2106.05968): ViT on each frame, whose keys and values are mixed with those of the neighbouring frames.
 
-Order of operations from 1adrianb/video-transformers@82ca176 slowfast/models (video_model_builder.py, transformers/vit.py,
-temporal_shift.py, head_helper.py). There a clip must be whole segments; here the last one may be shorter, and another number of
-frames than the embeddings in time are for takes the nearest ones.
+Order of operations from 1adrianb/video-transformers@82ca176 slowfast/models (video_model_builder.py,
+transformers/vit.py, temporal_shift.py, head_helper.py). There a clip must be whole segments; here the last one may be
+shorter, and another number of frames than the embeddings in time are for takes the nearest ones.
 
-Shapes: B batch, T frames, N patches of a frame, C channels, H x W pixels, h heads. Tokens are (B, T, 1 + N, C): each frame with
-its class token, then row by row.
+Shapes: B batch, T frames, N patches of a frame, C channels, H x W pixels, h heads. Tokens are (B, T, 1 + N, C): each
+frame with its class token, then row by row.
 """
 
 import torch
@@ -13,16 +13,29 @@ from torch import nn
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.utils.generic import merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs
 
 from .attention import SelfAttention, attend
 from .configuration_vitf import pair
 from .configuration_xvit import VitfXvitConfig
 from .embeddings import PatchEmbeddings, PositionEmbeddings, TimeEmbeddings, frames_of
 from .inflation import InflationMixin
-from .layers import DropPath, Mlp, drop_path_rates, init_torch_default, init_trunc_normal
-from .modeling_vitf import VideoBackboneMixin, VideoClassificationMixin, VitfPreTrainedModel
+from .layers import (
+    DropPath,
+    FrozenParametersMixin,
+    Mlp,
+    drop_path_rates,
+    init_torch_default,
+    init_trunc_normal,
+)
+from .modeling_vitf import (
+    LayerGroup,
+    VideoBackboneMixin,
+    VideoClassificationMixin,
+    VitfPreTrainedModel,
+    encoder_forward,
+    stage_groups,
+)
+from .shapes import split_dim
 
 
 class PeriodicTimeEmbeddings(nn.Module):
@@ -62,13 +75,13 @@ class XvitEmbeddings(nn.Module):
         positions = self.position_embeddings(self.patch_embeddings.grid(*images.shape[-2:]), patches)
         cls_token = (self.cls_token + positions[:, :1]).expand(images.shape[0], -1, -1)
         tokens = self.dropout(torch.cat((cls_token, patches + positions[:, 1:]), dim=1))
-        return tokens.unflatten(0, (batch, num_frames)) + self.time_embeddings(num_frames)[:, :, None]
+        return split_dim(tokens, 0, (batch, num_frames)) + self.time_embeddings(num_frames)[:, :, None]
 
 
 class XvitMixingAttention(SelfAttention):
     """
-    Self-attention in each frame to keys and values of which a part of the channels is that of the next frame, and a part that of
-    the previous one: nothing is computed for other frames (section 3.2 of the paper).
+    Self-attention in each frame to keys and values of which a part of the channels is that of the next frame, and a
+    part that of the previous one: nothing is computed for other frames (section 3.2 of the paper).
     """
 
     def __init__(self, config: VitfXvitConfig):
@@ -93,11 +106,11 @@ class XvitMixingAttention(SelfAttention):
 
     def forward(self, hidden_states: torch.Tensor, **kwargs) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(B, T, 1 + N, C) to the same, and the map (B * T, h, 1 + N, 1 + N)."""
-        qkv = self.qkv(hidden_states).unflatten(-1, (3, -1))
+        qkv = split_dim(self.qkv(hidden_states), -1, (3, -1))
         query, mixed = qkv[..., 0, :], self.mix(qkv[..., 1:, :])
         # (B, T, N, C) to (B * T, h, N, d)
         query, key, value = (
-            states.flatten(0, 1).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            split_dim(states.flatten(0, 1), -1, (self.num_heads, -1)).transpose(1, 2)
             for states in (query, *mixed.unbind(-2))
         )
         context, probabilities = attend(self, query, key, value, self.scaling, **kwargs)
@@ -121,7 +134,7 @@ class XvitLayer(GradientCheckpointingLayer):
         self.drop_path = DropPath(drop_path_rate)
 
     def forward(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
-        """(B, T, 1 + N, C) to the same. Without mixing every frame stands alone."""
+        """(B, T, 1 + N, C) to the same. Without mixing, no frame sees another."""
         tokens = hidden_states if self.mixes else hidden_states.flatten(0, 1)
         tokens = tokens + self.drop_path(self.attention(self.layernorm_before(tokens), **kwargs)[0])
         return (tokens + self.drop_path(self.mlp(self.layernorm_after(tokens)))).view_as(hidden_states)
@@ -228,8 +241,14 @@ class VitfXvitModel(VitfXvitPreTrainedModel):
             self.temporal_encoder = XvitTemporalEncoder(config)
         self.post_init()
 
-    @merge_with_config_defaults
-    @capture_outputs(tie_last_hidden_states=False)
+    def layer_groups(self) -> list[LayerGroup]:
+        groups = super().layer_groups()
+        if self.temporal_encoder is not None:
+            groups[-1].append(self.layernorm)  # more layers follow it
+            groups += stage_groups(self.temporal_encoder)
+        return groups
+
+    @encoder_forward
     def forward(self, pixel_values: torch.Tensor, **kwargs) -> BaseModelOutputWithPooling:
         r"""
         Args:
@@ -237,9 +256,10 @@ class VitfXvitModel(VitfXvitPreTrainedModel):
                 Any number of frames; H and W multiples of the patch size.
 
         Returns:
-            `last_hidden_state` (B, T, 1 + N, C), after the last norm; `pooler_output` (B, C); `hidden_states`: the input of the
-            first layer and the output of each, (B, T, 1 + N, C); `attentions`: (B * T, h, 1 + N, 1 + N) for each layer, whose
-            keys are partly those of the frames beside, then (B, h, 1 + T, 1 + T) for each layer over the frames.
+            `last_hidden_state` (B, T * (1 + N), C), frame by frame, after the last norm; `pooler_output` (B, C);
+            `hidden_states`: the input of the first layer and the output of each, (B, T, 1 + N, C); `attentions`: (B *
+            T, h, 1 + N, 1 + N) for each layer, whose keys are partly those of the neighbouring frames, then (B, h,
+            1 + T, 1 + T) for each layer over the frames.
         """
         hidden_states = self.embeddings(pixel_values)
         for layer in self.layers:
@@ -247,25 +267,26 @@ class VitfXvitModel(VitfXvitPreTrainedModel):
         hidden_states = self.layernorm(hidden_states)
         frames = self.dropout(hidden_states[:, :, 0])
         pooled = frames.mean(dim=1) if self.temporal_encoder is None else self.temporal_encoder(frames, **kwargs)
-        return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=pooled)
+        return BaseModelOutputWithPooling(last_hidden_state=hidden_states.flatten(1, 2), pooler_output=pooled)
 
 
-class VitfXvitForVideoClassification(VideoClassificationMixin, VitfXvitPreTrainedModel):
+class VitfXvitForVideoClassification(FrozenParametersMixin, VideoClassificationMixin, VitfXvitPreTrainedModel):
     """
     X-ViT with a classifier on the pooled output: of the mean over frames a linear one, else one with a hidden layer.
 
-    Beside the latter stands the linear one, `frame_classifier_weight` and `frame_classifier_bias`, which nothing reads: published
-    files have it. They are bare parameters, lest a tool takes them for a layer to train.
+    Beside the latter stands the linear one, `frame_classifier_weight` and `frame_classifier_bias`, which nothing reads:
+    published files have it. They are bare parameters, lest a tool takes them for a layer to train.
     """
 
     encoder_class = VitfXvitModel
+    frozen_parameters = ("frame_classifier_weight", "frame_classifier_bias")
 
     def add_classifiers(self) -> None:
         super().add_classifiers()
         if self.config.temporal_pooling == "attention":
             size, num_labels = self.config.hidden_size, self.config.num_labels
-            self.frame_classifier_weight = nn.Parameter(torch.zeros(num_labels, size), requires_grad=False)
-            self.frame_classifier_bias = nn.Parameter(torch.zeros(num_labels), requires_grad=False)
+            self.frame_classifier_weight = nn.Parameter(torch.zeros(num_labels, size))
+            self.frame_classifier_bias = nn.Parameter(torch.zeros(num_labels))
 
     def make_classifier(self) -> nn.Module:
         of_frames = self.config.temporal_pooling == "mean" or self.config.num_labels == 0

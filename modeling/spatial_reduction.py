@@ -3,8 +3,8 @@ Spatial-reduction attention, and the pyramid that stands on it: what PVT, PVT v2
 
 Order of operations from whai362/PVT@57e2dfa classification/pvt.py, pvt_v2.py and Meituan-AutoML/Twins@c1ff671 gvt.py.
 
-Shapes: B batch, N tokens, row by row, M tokens of the reduced map, C channels, H x W pixels, h x w grid of a map, d head
-width.
+Shapes: B batch, N tokens, row by row, M tokens of the reduced map, C channels, H x W pixels, h x w grid of a map, d
+head width.
 """
 
 import math
@@ -16,6 +16,7 @@ from transformers import initialization as init
 from .attention import attend
 from .configuration_vitf import pair
 from .embeddings import check_input
+from .shapes import split_dim
 
 
 def check_pyramid_input(pixel_values: torch.Tensor, config, smallest_maps: list[int]) -> None:
@@ -66,8 +67,8 @@ class PyramidPatchEmbeddings(nn.Module):
 
 
 class SpatialReduction(nn.Module):
-    """A convolution of `ratio` x `ratio` tokens to one, and a norm: (B, h * w, C) to (B, M, C). What is over at the border
-    is left out."""
+    """A convolution of `ratio` x `ratio` tokens to one, and a norm: (B, h * w, C) to (B, M, C). What is over at the
+    border is left out."""
 
     def __init__(self, config, hidden_size: int, ratio: int):
         super().__init__()
@@ -75,19 +76,19 @@ class SpatialReduction(nn.Module):
         self.layernorm = nn.LayerNorm(hidden_size, eps=config.conv_norm_eps)
 
     def forward(self, hidden_states: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-        reduced = self.conv(hidden_states.transpose(1, 2).unflatten(2, grid))
+        reduced = self.conv(split_dim(hidden_states.transpose(1, 2), 2, grid))
         return self.layernorm(reduced.flatten(2).transpose(1, 2))
 
 
 class SpatialReductionAttention(nn.Module):
     """
-    Attention of all tokens to those of a smaller map (arXiv 2102.12122, section 3.3). Rows of `key_value` are [keys; values],
-    each by head.
+    Attention of all tokens to those of a smaller map (arXiv 2102.12122, section 3.3). Rows of `key_value` are [keys;
+    values], each by head.
 
     Args:
-        config: Gives the attention implementation, `qkv_bias` and the two dropout rates.
-        hidden_size (`int`): C. num_heads (`int`): h, divides C.
-        reduction (`nn.Module`, *optional*): From tokens (B, N, C) and their grid to those that are attended to, (B, M, C);
+        config: Gives the attention implementation, `qkv_bias` and the two dropout rates. hidden_size (`int`): C.
+        num_heads (`int`): h, divides C. reduction (`nn.Module`, *optional*): From tokens (B, N, C) and their grid to
+        those that are attended to, (B, M, C);
             by default all tokens are.
     """
 
@@ -127,8 +128,8 @@ def spatial_reduction_attention(config, stage: int) -> SpatialReductionAttention
 
 def init_fan_out(module: nn.Module, std: float) -> None:
     """
-    The initialisation of PVT v2 and Twins: linear layers truncated normal, convolutions normal with variance 2 over the number
-    of outputs that a pixel reaches, norms 1, biases 0.
+    The initialisation of PVT v2 and Twins: linear layers truncated normal, convolutions normal with variance 2 over the
+    number of outputs that a pixel reaches, norms 1, biases 0.
     """
     if isinstance(module, nn.Linear):
         init.trunc_normal_(module.weight, std=std)

@@ -1,14 +1,15 @@
-"""Windows of a feature map: cutting it into them, putting it together again, and what their attention adds to its scores.
+"""Windows of a feature map: cutting it into them, putting it together again, and what their attention adds to its
+scores.
 
-Shapes: B batch, C channels, h x w feature map (channels last), w0 side of a window, W windows of a map, n = w0 * w0 tokens of
-a window.
+Shapes: B batch, C channels, h x w feature map (channels last), w0 side of a window, W windows of a map, n = w0 * w0
+tokens of a window.
 """
 
 import torch
 from torch import nn
 
+from .caches import Resizable, size_table
 from .configuration_vitf import pair
-from .embeddings import Resizable, SizeCache
 
 
 def static_size(size: tuple[int, int]) -> tuple[int, int]:
@@ -22,7 +23,8 @@ def static_size(size: tuple[int, int]) -> tuple[int, int]:
 def padded_size(grid: tuple[int, int], window: int) -> tuple[int, int]:
     """Rows and columns of the smallest map of whole windows that holds a map of `grid`."""
     rows, columns = grid
-    return -(-rows // window) * window, -(-columns // window) * window
+    # Of positive numbers: TorchScript's exporter rounds negative ones towards zero.
+    return (rows + window - 1) // window * window, (columns + window - 1) // window * window
 
 
 def to_windows(feature_map: torch.Tensor, window: int, shift: int = 0) -> torch.Tensor:
@@ -76,8 +78,8 @@ def relative_position_index(window: int | tuple[int, int], device: torch.device 
         window (`int` or `(int, int)`): Side, or rows and columns, of the window.
 
     Returns:
-        `torch.LongTensor` of shape `(n, n)`: for query and key the row `dy * (2 * columns - 1) + dx` of a table of
-        `(2 * rows - 1) * (2 * columns - 1)` rows, with their distances dy and dx counted from `1 - rows` and `1 - columns`.
+        `torch.LongTensor` of shape `(n, n)`: for query and key the row `dy * (2 * columns - 1) + dx` of a table of `(2
+        * rows - 1) * (2 * columns - 1)` rows, with their distances dy and dx counted from `1 - rows` and `1 - columns`.
     """
 
     def distances(side: int) -> torch.Tensor:
@@ -89,7 +91,13 @@ def relative_position_index(window: int | tuple[int, int], device: torch.device 
     return index.reshape(rows * columns, rows * columns)
 
 
-def shift_mask(grid: tuple[int, int], window: int, shift: int, device: torch.device | None = None) -> torch.Tensor:
+def shift_mask(
+    grid: tuple[int, int],
+    window: int,
+    shift: int,
+    dtype: torch.dtype | None = None,
+    device: torch.device | None = None,
+) -> torch.Tensor:
     """
     What keeps tokens of a shifted map apart that are no neighbours, although the shift put them into one window.
 
@@ -97,8 +105,8 @@ def shift_mask(grid: tuple[int, int], window: int, shift: int, device: torch.dev
         grid (`(int, int)`): h and w of the map; it is padded to whole windows first, and padding counts as map.
 
     Returns:
-        `torch.Tensor` of shape `(W, n, n)`, to be added to scores: 0 within a region and -100 across (not minus infinity,
-        as microsoft/Swin-Transformer@f82860b models/swin_transformer.py has it).
+        `torch.Tensor` of shape `(W, n, n)`, to be added to scores: 0 within a region and -100 across (not minus
+        infinity, as microsoft/Swin-Transformer@f82860b models/swin_transformer.py has it).
     """
 
     def regions(side: int) -> torch.Tensor:
@@ -108,20 +116,15 @@ def shift_mask(grid: tuple[int, int], window: int, shift: int, device: torch.dev
     rows, columns = (regions(side) for side in padded_size(grid, window))
     region = to_windows((3 * rows[:, None] + columns)[None, :, :, None], window)[..., 0]
     apart = region[:, :, None] != region[:, None, :]
-    return torch.zeros(apart.shape, device=device).masked_fill(apart, -100.0)
+    return torch.zeros(apart.shape, dtype=dtype, device=device).masked_fill(apart, -100.0)
 
 
 class WindowBias(Resizable):
     """
     What attention within windows adds to its scores: a bias by relative position, and a mask where windows are shifted.
 
-    Both together are one tensor, computed once for a size in evaluation; while training, what has no parameters is kept.
-    A subclass gives the bias.
+    Both together are one tensor. A subclass gives the bias.
     """
-
-    def __init__(self):
-        super().__init__()
-        self.geometry = SizeCache()
 
     def relative_bias(self, window: int) -> torch.Tensor:
         """The bias between the tokens of a window: (heads, n, n)."""
@@ -135,18 +138,14 @@ class WindowBias(Resizable):
         Returns:
             `torch.Tensor` of shape `(1, heads, n, n)`, or `(B * W, heads, n, n)` where windows are shifted.
         """
-        sources = tuple(self.parameters())
-        # The size of the map matters to the mask alone.
+        # The size of the map matters only to the mask.
         size = (tuple(grid), window, shift) if shift else (window,)
-
-        def make_mask() -> torch.Tensor:
-            return shift_mask(grid, window, shift, sources[0].device)[:, None].to(sources[0].dtype)
 
         def make() -> torch.Tensor:
             bias = self.relative_bias(window)[None]
             if not shift:
                 return bias
-            return bias + self.geometry.get((*size, sources[0].device, sources[0].dtype), (), make_mask)
+            return bias + size_table(shift_mask, tuple(grid), window, shift, bias.dtype, bias.device)[:, None]
 
-        bias = self.by_size.get(size, sources, make)
+        bias = self.for_size(size, make)
         return bias.expand(batch, *bias.shape).flatten(0, 1) if shift else bias

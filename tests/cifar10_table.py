@@ -1,5 +1,5 @@
 """
-What stands behind the table of CIFAR-10 in the README: a small model of every architecture, two epochs each.
+Makes the table of CIFAR-10 in the README: a small model of every architecture, two epochs each.
 
     python tests/cifar10_table.py train --dataset uoft-cs/cifar10 --runs runs   # those that cifar10_table.json lacks
     python tests/cifar10_table.py speed                                         # all of them, in interleaved rounds
@@ -19,6 +19,7 @@ from typing import Any
 
 import measured
 import torch
+from architectures import DOSSIERS
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
@@ -26,95 +27,9 @@ from hf_vit_family import create_model
 
 RESULTS = Path(__file__).with_suffix(".json")
 BATCH_SIZE, NUM_LABELS = 128, 10
-_PLAIN = {"patch_size": 4, "hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "mlp_ratio": 2}
-_PYRAMID = {"patch_size": 2, "hidden_sizes": [32, 64, 128], "depths": [2, 2, 2], "num_heads": [1, 2, 4]}
-# Architecture to a variant and the fields that make it small. Images have 32 x 32 pixels where `image_size` is not given.
-MODELS: dict[str, tuple[str, dict[str, Any]]] = {
-    "vit": ("vit_tiny_patch16_224", {**_PLAIN}),
-    "deit": ("deit_tiny_distilled_patch16_224", {**_PLAIN}),
-    "cct": (
-        "cct_2_3x2_32",
-        {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "mlp_ratio": 2},
-    ),
-    "pit": (
-        "pit_ti",
-        {
-            "patch_size": 4,
-            "stride": 2,
-            "base_dims": [16] * 3,
-            "depths": [1, 2, 2],
-            "num_heads": [2, 4, 8],
-            "mlp_ratio": 2,
-        },
-    ),
-    "convit": ("convit_tiny", {**_PLAIN, "local_up_to_layer": 3}),
-    "cait": ("cait_xxs24_224", {**_PLAIN, "class_attention_mlp_ratio": 2, "layer_scale_init_value": 0.1}),
-    "t2t_vit": (
-        "t2t_vit_7",
-        {
-            "image_size": 64,
-            "token_dim": 32,
-            "hidden_size": 64,
-            "num_hidden_layers": 4,
-            "num_attention_heads": 4,
-            "mlp_ratio": 2,
-        },
-    ),
-    "deepvit": ("deepvit_patch16_224_re_attn_16b", {**_PLAIN}),
-    "localvit": ("localvit_tiny_mlp4_act3_r192", {**_PLAIN, "se_reduction": 16}),
-    "crossvit": (
-        "crossvit_tiny_224",
-        {
-            "patch_sizes": [4, 8],
-            "large_branch_scale": [1, 1],
-            "hidden_sizes": [64, 96],
-            "depths": [[1, 2], [1, 2]],
-            "num_heads": [4, 4],
-            "mlp_ratios": [2, 2],
-        },
-    ),
-    "levit": (
-        "levit_128s",
-        {"patch_size": 4, "hidden_sizes": [64, 96, 128], "depths": [1, 1, 1], "num_heads": [2, 3, 4]},
-    ),
-    "cvt": (
-        "cvt_13",
-        {**_PYRAMID, "patch_kernel_sizes": [3, 3, 3], "patch_paddings": [1, 1, 1], "mlp_ratio": 2},
-    ),
-    "pvt": ("pvt_tiny", {**_PYRAMID, "mlp_ratios": [2, 2, 2], "sr_ratios": [4, 2, 1]}),
-    "pvt_v2": ("pvt_v2_b0", {**_PYRAMID, "mlp_ratios": [2, 2, 2], "sr_ratios": [4, 2, 1]}),
-    "twins": (
-        "twins_svt_small",
-        {**_PYRAMID, "mlp_ratios": [2, 2, 2], "sr_ratios": [4, 2, 1], "window_sizes": [4, 4, 4]},
-    ),
-    "nest": ("nest_tiny_s16_32", {**_PYRAMID, "block_size": 4, "mlp_ratio": 2}),
-    "swin": ("swin_tiny_patch4_window7_224", {**_PYRAMID, "window_size": 4, "mlp_ratio": 2}),
-    "swinv2": (
-        "swinv2_tiny_patch4_window8_256",
-        {**_PYRAMID, "window_size": 4, "pretrained_window_sizes": [0, 0, 0], "mlp_ratio": 2},
-    ),
-    "localvit_pvt": (
-        "localvit_pvt_tiny",
-        {**_PYRAMID, "mlp_ratios": [2, 2, 2], "sr_ratios": [4, 2, 1], "se_reductions": [8, 16, 32]},
-    ),
-    "localvit_swin": (
-        "localvit_swin_tiny_patch4_window7_224",
-        {**_PYRAMID, "window_size": 4, "mlp_ratio": 2, "se_reductions": [8, 16, 32]},
-    ),
-    "localvit_tnt": (
-        "localvit_tnt_t_patch16_224",
-        {**_PLAIN, "pixel_hidden_size": 8, "num_pixel_attention_heads": 2, "pixel_stride": 2, "se_reduction": 16},
-    ),
-    "regionvit": (
-        "regionvit_tiny_224",
-        {**_PYRAMID, "patch_conv_type": "1conv", "window_sizes": [4, 4, 4], "mlp_ratio": 2},
-    ),
-    "coatnet": (
-        "coatnet_0_224",
-        {**_PYRAMID, "patch_size": 1, "stem_channels": [32, 32], "conv_depths": [2, 0, 0], "representation_size": None},
-    ),
-    "mvit": ("mvitv2_tiny", {**_PYRAMID, "kv_strides": [4, 2, 1], "kv_kernel_sizes": [3, 3, 3], "mlp_ratio": 2}),
-}
+# Architecture to a variant and the fields that make it small. Images have 32 x 32 pixels where `image_size` is not
+# given.
+MODELS = {name: each.cifar10 for name, each in DOSSIERS.items() if each.cifar10 is not None}
 
 
 def image_size(architecture: str) -> int:
@@ -142,7 +57,7 @@ def command(architecture: str) -> list[str]:
 
 
 def results() -> dict[str, dict[str, Any]]:
-    """What was measured so far: for each architecture `parameters`, `accuracy`, `command`, `images_per_second`."""
+    """Reads what was measured: for each architecture `parameters`, `accuracy`, `command`, `images_per_second`."""
     return measured.results(RESULTS)
 
 
@@ -196,7 +111,7 @@ def main() -> None:
     training = actions.add_parser("train", help="train the models that have no accuracy yet")
     training.add_argument("--dataset", required=True, help="Hub id of CIFAR-10, or a folder of its parquet files")
     training.add_argument("--runs", type=Path, required=True, help="folder for the runs")
-    training.add_argument("architectures", nargs="*", metavar="ARCHITECTURE", help="these alone (default: all)")
+    training.add_argument("architectures", nargs="*", metavar="ARCHITECTURE", help="only these (default: all)")
     timing = actions.add_parser("speed", help="time a training step of every model")
     timing.add_argument("--rounds", type=int, default=7, help="interleaved rounds (default: 7)")
     options = parser.parse_args()

@@ -1,9 +1,9 @@
 """
 transformers' own common tests, run on every architecture: `make conformance`.
 
-Fetches the source distribution of the installed transformers with pip into .conformance/ (once for each version), and runs
-its model, configuration, backbone, image-processor and pipeline mixins on the tiny models of models.py. The distribution
-carries these mixins but not the modules that they import from subfolders: stand-ins for those are below.
+Fetches the source distribution of the installed transformers with pip into .conformance/ (once for each version), and
+runs its model, configuration, backbone, image-processor and pipeline mixins on the tiny models of the dossiers. The
+distribution carries these mixins but not the modules that they import from subfolders: stand-ins for those are below.
 """
 
 import importlib
@@ -25,114 +25,10 @@ from transformers.models.auto import modeling_auto
 CACHE = Path(__file__).parent.parent / ".conformance"
 SOURCES = CACHE / f"transformers-{transformers.__version__}"
 
-# Architecture ("*" for all) and test to the reason why it cannot apply. Everything else must pass; what a test skips by itself
-# is listed in the summary.
+# Test to the reason why it cannot apply to any architecture; the dossiers have those of each. Everything else must
+# pass. What a test skips by itself is listed in the summary.
 NOT_APPLICABLE = {
-    ("*", "test_model_get_set_embeddings"): (
-        "asserts that the input embeddings are a table of vectors; ours are convolutions"
-    ),
-    ("pit", "test_num_layers_is_small"): "asserts at most two layers; three stages have at least three",
-    ("convit", "test_num_layers_is_small"): "asserts at most two layers; two gated and one plain layer show both kinds",
-    ("crossvit", "test_attention_outputs"): "asserts num_hidden_layers maps; two branches and their fusion give more",
-    ("cait", "test_attention_outputs"): (
-        "asserts num_hidden_layers maps of all tokens; the layers of class attention give maps of the class token besides"
-    ),
-    (
-        "cait",
-        "test_hidden_states_output",
-    ): "asserts all tokens in the first layer; the class token joins behind the last",
-    (
-        "convit",
-        "test_attention_outputs",
-    ): "asserts all tokens in the first layer; the class token joins behind the gates",
-    (
-        "convit",
-        "test_hidden_states_output",
-    ): "asserts all tokens in the first layer; the class token joins behind the gates",
-    ("convit", "test_retain_grad_hidden_states_attentions"): (
-        "asserts a gradient of the map; a gated one is made for the caller alone, the result from its factors"
-    ),
-    ("pit", "test_attention_outputs"): "asserts one number of heads and of tokens; those of PiT change with the stage",
-    (
-        "pit",
-        "test_hidden_states_output",
-    ): "asserts one number of tokens and one width; those of PiT change with the stage",
-    ("levit", "test_num_layers_is_small"): "asserts at most two layers; there are three stages",
-    ("levit", "test_attention_outputs"): "asserts one number of heads and tokens; those of LeViT change with the stage",
-    ("levit", "test_hidden_states_output"): "asserts one number of tokens and one width; LeViT changes both by stage",
-    ("cvt", "test_num_layers_is_small"): "asserts at most two layers; there are three stages",
-    ("cvt", "test_attention_outputs"): "asserts one number of heads and tokens; those of CvT change with the stage",
-    ("cvt", "test_hidden_states_output"): "asserts one number of tokens and one width; CvT changes both by stage",
-    ("pvt", "test_attention_outputs"): "asserts num_hidden_layers maps; a stage of PVT has one a layer",
-    (
-        "pvt",
-        "test_hidden_states_output",
-    ): "asserts one number of tokens and one width; those of PVT change with the stage",
-    ("pvt_v2", "test_attention_outputs"): "asserts num_hidden_layers maps; a stage of PVT v2 has one a layer",
-    (
-        "pvt_v2",
-        "test_hidden_states_output",
-    ): "asserts one number of tokens and one width; those of PVT v2 change with the stage",
-    ("localvit_pvt", "test_attention_outputs"): "asserts num_hidden_layers maps; a stage of PVT has one a layer",
-    (
-        "localvit_pvt",
-        "test_hidden_states_output",
-    ): "asserts one number of tokens and one width; those of PVT change with the stage",
-    ("localvit_swin", "test_num_layers_is_small"): "asserts at most two layers; there are three stages",
-    ("localvit_swin", "test_attention_outputs"): "asserts num_hidden_layers maps; a stage of Swin has one a layer",
-    (
-        "localvit_swin",
-        "test_hidden_states_output",
-    ): "asserts one number of tokens and one width; those of Swin change with the stage",
-    ("twins", "test_attention_outputs"): "asserts num_hidden_layers maps; a stage of Twins has one a layer",
-    (
-        "twins",
-        "test_hidden_states_output",
-    ): "asserts one number of tokens and one width; those of Twins change with the stage",
-    ("coatnet", "test_num_layers_is_small"): "asserts at most two layers; there are three stages",
-    (
-        "coatnet",
-        "test_attention_outputs",
-    ): "asserts one number of heads and tokens; those of CoAtNet change with the stage",
-    ("mvit", "test_attention_outputs"): "asserts num_hidden_layers maps; a stage of MViT has one a layer",
-    ("mvit", "test_hidden_states_output"): "asserts one number of tokens and one width; MViT changes both by stage",
-    ("mvit_video", "test_attention_outputs"): "asserts num_hidden_layers maps; a stage of MViT has one a layer",
-    (
-        "mvit_video",
-        "test_hidden_states_output",
-    ): "asserts one number of tokens and one width; MViT changes both by stage",
-    ("swin", "test_num_layers_is_small"): "asserts at most two layers; there are three stages",
-    ("swin", "test_attention_outputs"): "asserts num_hidden_layers maps; a stage of Swin has one a layer",
-    (
-        "swin",
-        "test_hidden_states_output",
-    ): "asserts one number of tokens and one width; those of Swin change with the stage",
-    ("swinv2", "test_num_layers_is_small"): "asserts at most two layers; there are three stages",
-    ("swinv2", "test_attention_outputs"): "asserts num_hidden_layers maps; a stage of Swin V2 has one a layer",
-    (
-        "swinv2",
-        "test_hidden_states_output",
-    ): "asserts one number of tokens and one width; those of Swin V2 change with the stage",
-    ("nest", "test_num_layers_is_small"): "asserts at most two layers; there are three stages",
-    ("nest", "test_attention_outputs"): "asserts num_hidden_layers maps; a stage of NesT has one a layer",
-    (
-        "nest",
-        "test_hidden_states_output",
-    ): "asserts one number of tokens and one width; those of NesT change with the stage",
-    ("regionvit", "test_num_layers_is_small"): "asserts at most two layers; there are three stages",
-    ("regionvit", "test_attention_outputs"): "asserts num_hidden_layers maps; a stage of RegionViT has one a layer",
-    (
-        "regionvit",
-        "test_hidden_states_output",
-    ): "asserts one number of tokens and one width; those of RegionViT change with the stage",
-    (
-        "localvit_tnt",
-        "test_attention_outputs",
-    ): "asserts num_hidden_layers maps; the pixels of patches give one a layer besides",
-    ("t2t_vit", "test_attention_outputs"): "asserts num_hidden_layers maps; the tokenizer gives two besides",
-    ("timesformer", "test_attention_outputs"): "asserts num_hidden_layers maps; divided layers give two each",
-    ("xvit", "test_attention_outputs"): "asserts num_hidden_layers maps; the layers over the frames give maps besides",
-    ("xvit", "test_hidden_states_output"): "asserts tokens in the second dimension; X-ViT has frames there",
+    "test_model_get_set_embeddings": "asserts that the input embeddings are a table of vectors; ours are convolutions"
 }
 
 
@@ -181,7 +77,7 @@ class PipelineTest:
         assert self.numbers(results[0]).isfinite().all()
 
     def numbers(self, result):
-        """What a pipeline returned for one image, as a tensor."""
+        """Turns what a pipeline returned for one image into a tensor."""
         return torch.tensor([answer["score"] for answer in result] if isinstance(result[0], dict) else result)
 
 
@@ -231,12 +127,15 @@ NAMES_BY_HEAD = {
     "ForImageClassification": modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
     "ForVideoClassification": modeling_auto.MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING_NAMES,
     "ForMaskedImageModeling": modeling_auto.MODEL_FOR_MASKED_IMAGE_MODELING_MAPPING_NAMES,
+    "ForPreTraining": modeling_auto.MODEL_FOR_PRETRAINING_MAPPING_NAMES,
     "Backbone": modeling_auto.MODEL_FOR_BACKBONE_MAPPING_NAMES,
 }
 
 
 def steady_norms(config) -> None:
-    """Replaces a helper that sets every name of an epsilon that it knows, which a strict configuration refuses to load."""
+    """
+    Replaces a helper that sets every name of an epsilon that it knows, which a strict configuration refuses to load.
+    """
     config.layer_norm_eps = 1.0
 
 
@@ -267,6 +166,12 @@ def import_mixins(tiny_models: Path) -> types.SimpleNamespace:
     )
 
 
+def whole_config(case: str):
+    """The tiny configuration of a case, with nothing hidden from an encoder: the mixins count all tokens."""
+    hides = hasattr(tiny_config(case), "mask_ratio")
+    return tiny_config(case, mask_ratio=0.0) if hides else tiny_config(case)
+
+
 def model_tester(case: str):
     """A class that makes tiny configurations and inputs of a case, in the form that the mixins ask for."""
 
@@ -275,7 +180,7 @@ def model_tester(case: str):
         is_training = True
 
         def __init__(self, parent):
-            config = tiny_config(case)
+            config = whole_config(case)
             self.parent = parent
             self.image_size = pair(config.image_size)[0]
             self.patch_size = config.stage_strides[0][0]
@@ -288,10 +193,10 @@ def model_tester(case: str):
                 self.seq_length = AutoModel.from_config(config)(random_pixels(config)).last_hidden_state.shape[1]
 
         def get_config(self):
-            return tiny_config(case)
+            return whole_config(case)
 
         def prepare_config_and_inputs(self):
-            config = tiny_config(case)
+            config = whole_config(case)
             return config, random_pixels(config, self.batch_size), None
 
         def prepare_config_and_inputs_for_common(self):
@@ -303,8 +208,8 @@ def model_tester(case: str):
 
 def make_tests(case: str, mixins: types.SimpleNamespace, tiny_models: Path) -> dict[str, type]:
     """
-    The test classes of one architecture, by name. For one that takes clips they are those of models alone: the mixins for
-    pipelines and backbones hand out images.
+    The test classes of one architecture, by name. For one that takes clips they are only those of models: the mixins
+    for pipelines and backbones hand out images.
     """
     architecture = architecture_of(case)
     classes = {head: architecture.model_class(head) for head in architecture.heads}
@@ -335,13 +240,14 @@ def make_tests(case: str, mixins: types.SimpleNamespace, tiny_models: Path) -> d
         "all_model_classes": tuple(classes.values()),
         "pipeline_model_mapping": pipeline_classes,
         "test_resize_embeddings": False,
+        "has_attentions": classes["Model"].has_attention_maps,
         "test_can_init_all_missing_weights_before_2023": True,  # also where a file states no year
     }
     backbone_tests = {
         "setUp": set_up,
         "all_model_classes": (classes["Backbone"],),
         "config_class": architecture.config_class,
-        "has_attentions": True,
+        "has_attentions": classes["Backbone"].has_attention_maps,
     }
     made = {"ModelTest": (mixins.ModelTesterMixin, mixins.PipelineTesterMixin, model_tests)}
     if takes_images:
@@ -351,8 +257,7 @@ def make_tests(case: str, mixins: types.SimpleNamespace, tiny_models: Path) -> d
         name = architecture.prefix + suffix
         skips = {
             test: unittest.skip(reason)(lambda self: None)
-            for (owner, test), reason in NOT_APPLICABLE.items()
-            if owner in ("*", case)
+            for test, reason in {**NOT_APPLICABLE, **dossier_of(case).not_applicable}.items()
         }
         tests[name] = type(name, (*bases, unittest.TestCase), {**content, **skips, "__module__": __name__})
     return tests
@@ -415,7 +320,16 @@ if __name__ == "__main__":
 
 import tempfile  # noqa: E402
 
-from models import IMAGE_CASES, PLAIN_CASES, TINY, architecture_of, random_mask, random_pixels, tiny_config  # noqa: E402
+from models import (  # noqa: E402
+    IMAGE_CASES,
+    PLAIN_CASES,
+    TINY,
+    architecture_of,
+    dossier_of,
+    random_mask,
+    random_pixels,
+    tiny_config,
+)
 
 from hf_vit_family.modeling.configuration_vitf import pair  # noqa: E402
 from hf_vit_family.modeling.image_processing_pil_vitf import VitfImageProcessorPil  # noqa: E402

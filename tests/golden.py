@@ -1,4 +1,7 @@
-"""Reads compact golden cases: outputs of the original authors' code, with weights from a portable generator."""
+"""
+Reads compact golden cases: outputs of the original authors' code, with weights from a portable generator. See
+goldens/README.md.
+"""
 
 import hashlib
 import json
@@ -11,6 +14,8 @@ import torch
 from safetensors import safe_open
 
 FOLDER = Path(__file__).with_name("goldens")
+# Name of the generator below: splitmix64, seeded by the name of a tensor.
+GENERATOR = "splitmix64-v1"
 _GAMMA, _MIX1, _MIX2 = (np.uint64(c) for c in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 _SQRT12 = 3.4641016151377544
 
@@ -49,7 +54,9 @@ class Golden:
         return self.metadata["kwargs"]
 
     def compare(self, name: str, value: torch.Tensor) -> float:
-        """Largest difference of `value` from the output of that name, relative to the largest magnitude of the output."""
+        """
+        Largest difference of `value` from the output of that name, relative to the largest magnitude of the output.
+        """
         if name in self.samples:
             sample = self.metadata["samples"][name]
             assert list(value.shape) == sample["shape"]
@@ -65,12 +72,12 @@ def cases(architecture: str) -> list[str]:
     return sorted(path.stem for path in (FOLDER / architecture).glob("*.safetensors"))
 
 
-def load(architecture: str, case: str) -> Golden:
+def load(architecture: str, case: str, folder: Path = FOLDER) -> Golden:
     """A compact case, with its weights and inputs made."""
-    with safe_open(FOLDER / architecture / f"{case}.safetensors", "pt") as file:
+    with safe_open(folder / architecture / f"{case}.safetensors", "pt") as file:
         metadata = json.loads(file.metadata()["golden"])
         stored = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
-    assert metadata["generator"] == "splitmix64-v1"
+    assert metadata["generator"] == GENERATOR
     for key, dtype in metadata["stored_dtype"].items():
         stored[key] = stored[key].to(getattr(torch, dtype))
 

@@ -1,7 +1,8 @@
-"""What users do with a Hub, run as scripts in processes of their own: an endpoint is read when a library is imported.
+"""Does what users do with a Hub, in processes of their own: an endpoint is read when a library is imported.
 
-hub_client.py publish JOBS RESULT                  runs `vit-family` with each job's arguments, or pushes a staged folder
-hub_client.py load remote|registered JOBS RESULT   loads every class of each job's repository, saves and pushes it again
+hub_client.py publish JOBS RESULT                  runs `vit-family` with each job's arguments, or pushes a staged
+folder hub_client.py load remote|registered JOBS RESULT   loads every class of each job's repository, saves and pushes
+it again
 """
 
 import contextlib
@@ -9,19 +10,25 @@ import io
 import json
 import os
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 
 def publish(jobs: list[dict]) -> list[dict]:
     """
-    Exit code and output for each job: `{"argv": [...], "without": [names of environment variables]}` for the command, or
-    `{"push": arguments}` for a push alone, since the command's verification takes seconds.
+    Exit code and output for each job: `{"argv": [...], "without": [names of environment variables]}` for the command,
+    or `{"push": arguments}` for only a push, since the command's verification takes seconds.
     """
     from vit_family_launcher import main
 
-    from hf_vit_family.publish import PublishError, push
+    from hf_vit_family.publishing.publish import PublishError, push
 
     results = []
+    if "HURRY" in os.environ:  # no wait between two tries
+        import huggingface_hub.utils._http
+
+        huggingface_hub.utils._http.time = SimpleNamespace(sleep=lambda seconds: None, time=time.time)
     for job in jobs:
         kept = {name: os.environ.pop(name) for name in job.get("without", [])}
         with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
@@ -41,9 +48,9 @@ def publish(jobs: list[dict]) -> list[dict]:
 
 def load(trust_remote_code: bool, jobs: list[dict], folder: Path) -> None:
     """
-    For each job, `{"source": Hub id or folder, "case": name, "image": path}`, writes `case.safetensors` with every output,
-    `case.json` with what was seen, and the folder `case`: model and processor saved again. From the Hub it also pushes both
-    again, to `source + "-again"`.
+    For each job, `{"source": Hub id or folder, "case": name, "image": path}`, writes `case.safetensors` with every
+    output, `case.json` with what was seen, and the folder `case`: model and processor saved again. From the Hub it also
+    pushes both again, to `source + "-again"`.
     """
     if trust_remote_code:
         sys.modules["hf_vit_family"] = None  # importing it fails, however it is installed

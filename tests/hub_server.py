@@ -1,4 +1,5 @@
-"""A stand-in for the Hugging Face Hub on loopback: enough of its HTTP interface for real clients to create, push and load.
+"""A stand-in for the Hugging Face Hub on loopback: enough of its HTTP interface for real clients to create, push and
+load.
 
 Every push keeps its own commit, so that a test can see what a client did. Standard library only.
 """
@@ -30,10 +31,16 @@ class Commit:
 
 @dataclass
 class Repository:
-    """As on the Hub, a new repository has one commit already."""
+    """
+    As on the Hub, a new repository has one commit already. `commits` are of the branch "main", `branches` all others.
+    """
 
     private: bool
     commits: list[Commit] = field(default_factory=lambda: [Commit("initial commit", {".gitattributes": b""})])
+    branches: dict[str, list[Commit]] = field(default_factory=dict)
+
+    def branch(self, revision: str) -> list[Commit] | None:
+        return self.commits if revision == "main" else self.branches.get(revision)
 
 
 class HubServer(ThreadingHTTPServer):
@@ -41,7 +48,8 @@ class HubServer(ThreadingHTTPServer):
     The server; `with HubServer() as hub` runs it in a thread.
 
     `repositories` maps ids to [`Repository`]; `environment` holds what a client process needs to talk to it. The owner
-    "forbidden" may not be written to, and for the owner "broken" the connection ends without an answer.
+    "forbidden" may not be read or written to, for the owner "broken" the connection ends without an answer, "silent"
+    waits for one until the server ends, and "status-429" is answered by that status.
     """
 
     daemon_threads = True
@@ -49,7 +57,9 @@ class HubServer(ThreadingHTTPServer):
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.repositories: dict[str, Repository] = {}
+        self.datasets: dict[str, Repository] = {}
         self.blobs: dict[str, bytes] = {}
+        self.ended = threading.Event()
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
         self.environment = {
             "HF_ENDPOINT": self.url,
@@ -64,6 +74,7 @@ class HubServer(ThreadingHTTPServer):
         return self
 
     def __exit__(self, *exception):
+        self.ended.set()
         self.shutdown()
         self.server_close()
 
@@ -105,6 +116,14 @@ class Handler(BaseHTTPRequestHandler):
 
     def handle_request(self) -> None:
         body, path = self.body(), unquote(urlsplit(self.path).path)
+        if "/silent/" in path:
+            self.server.ended.wait()
+        if "/forbidden/" in path and self.command in ("GET", "HEAD"):
+            self.answer({"error": "Forbidden"}, 403)
+            return
+        if status := re.search("/status-([0-9]+)/", path):
+            self.answer({"error": "Status"}, int(status[1]))
+            return
         for method, pattern, action in ROUTES:
             if self.command in method.split() and (match := re.fullmatch(pattern, path)):
                 try:
@@ -121,15 +140,18 @@ class Handler(BaseHTTPRequestHandler):
         return self.headers.get("Authorization") == f"Bearer {TOKEN}"
 
     def repository(self, name: str, write: bool = False) -> Repository:
-        repository = self.server.repositories.get(name)
+        kind = self.server.datasets if urlsplit(self.path).path.startswith(("/datasets/", "/api/datasets/")) else None
+        repository = (self.server.repositories if kind is None else kind).get(name)
         if repository is None or ((write or repository.private) and not self.authorized()):
             raise Refused(401 if not self.authorized() else 404, "RepoNotFound")
         return repository
 
     def commit_at(self, name: str, revision: str) -> Commit:
-        commits = self.repository(name).commits
-        for commit in reversed(commits):
-            if revision in ("main", commit.oid):
+        repository = self.repository(name)
+        if branch := repository.branch(revision):
+            return branch[-1]
+        for commit in [*repository.commits, *(commit for branch in repository.branches.values() for commit in branch)]:
+            if revision == commit.oid:
                 return commit
         raise Refused(404, "RevisionNotFound")
 
@@ -148,6 +170,8 @@ class Handler(BaseHTTPRequestHandler):
             return
         if owner == "forbidden":
             raise Refused(403, "Forbidden")
+        if owner.startswith("status-"):
+            raise Refused(int(owner.removeprefix("status-")), "Status")
         name = f"{owner}/{request['name']}"
         private = bool(request.get("private")) or request.get("visibility") == "private"
         exists = name in self.server.repositories
@@ -186,9 +210,25 @@ class Handler(BaseHTTPRequestHandler):
         self.server.blobs[oid] = body
         self.answer()
 
+    def create_branch(self, body, name, revision):
+        repository = self.repository(name, write=True)
+        if repository.branch(revision) is not None:
+            raise Refused(409, "BranchExists")
+        repository.branches[revision] = list(repository.commits)
+        self.answer(status=201)
+
     def commit(self, body, name, revision):
         repository = self.repository(name, write=True)
-        files, title = dict(repository.commits[-1].files), ""
+        pull_request = {}
+        if "create_pr=1" in urlsplit(self.path).query:
+            number = 1 + sum(branch.startswith("refs/pr/") for branch in repository.branches)
+            pull_request = {"pullRequestUrl": f"{self.server.url}/{name}/discussions/{number}"}
+            before, revision = repository.branch(revision), f"refs/pr/{number}"
+            repository.branches[revision] = list(before)
+        branch = repository.branch(revision)
+        if branch is None:
+            raise Refused(404, "RevisionNotFound")
+        files, title = dict(branch[-1].files), ""
         for line in body.splitlines():
             item = json.loads(line)
             key, value = item["key"], item["value"]
@@ -203,9 +243,9 @@ class Handler(BaseHTTPRequestHandler):
             else:
                 raise Refused(400, f"UnknownOperation {key}")
         commit = Commit(title, files)
-        repository.commits.append(commit)
+        branch.append(commit)
         url = f"{self.server.url}/{name}/commit/{commit.oid}"
-        self.answer({"success": True, "commitOid": commit.oid, "commitUrl": url})
+        self.answer({"success": True, "commitOid": commit.oid, "commitUrl": url, **pull_request})
 
     def info(self, body, name, revision=None):
         commit = self.commit_at(name, revision or "main")
@@ -213,10 +253,22 @@ class Handler(BaseHTTPRequestHandler):
         private = self.repository(name).private
         self.answer({"id": name, "sha": commit.oid, "private": private, "tags": [], "siblings": siblings})
 
-    def tree(self, body, name, revision):
+    def tree(self, body, name, revision, folder=None):
         entries = []
-        for path, data in self.commit_at(name, revision).files.items():
+        at = self.commit_at(name, revision)
+        if folder is not None and not any(path.startswith(f"{folder}/") for path in at.files):
+            raise Refused(404, "EntryNotFound")
+        commits = self.repository(name).branch(revision) or self.repository(name).commits
+        for path, data in at.files.items():
             entry = {"type": "file", "path": path, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
+            # The last commit that changed it.
+            changed, before = at, [commit for commit in commits if commit is not at][::-1]
+            for commit in before:
+                if commit.files.get(path) != data:
+                    break
+                changed = commit
+            date = "2026-01-01T00:00:00.000Z"
+            entry["lastCommit"] = {"id": changed.oid, "title": changed.title, "date": date}
             if is_lfs(path):
                 entry["lfs"] = {"oid": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 134}
             entries.append(entry)
@@ -238,12 +290,13 @@ ROUTES = [
     ("GET", "/api/whoami-v2", Handler.whoami),
     ("POST", "/api/repos/create", Handler.create),
     ("POST", "/api/validate-yaml", Handler.validate_yaml),
-    ("POST", f"/api/models/{NAME}/preupload/([^/]+)", Handler.preupload),
-    ("POST", f"/api/models/{NAME}/commit/([^/]+)", Handler.commit),
+    ("POST", f"/api/models/{NAME}/preupload/(.+)", Handler.preupload),
+    ("POST", f"/api/models/{NAME}/branch/(.+)", Handler.create_branch),
+    ("POST", f"/api/models/{NAME}/commit/(.+)", Handler.commit),
     ("POST", rf"/{NAME}\.git/info/lfs/objects/batch", Handler.lfs_batch),
     ("PUT", "/lfs/([0-9a-f]{64})", Handler.lfs_put),
-    ("GET", f"/api/models/{NAME}", Handler.info),
-    ("GET", f"/api/models/{NAME}/revision/([^/]+)", Handler.info),
-    ("GET", f"/api/models/{NAME}/tree/([^/]+)", Handler.tree),
-    ("GET HEAD", f"/{NAME}/resolve/([^/]+)/(.+)", Handler.resolve),
+    ("GET", f"/api/(?:models|datasets)/{NAME}", Handler.info),
+    ("GET", f"/api/(?:models|datasets)/{NAME}/revision/(.+)", Handler.info),
+    ("GET", f"/api/(?:models|datasets)/{NAME}/tree/(refs/pr/[0-9]+|[^/]+)(?:/(.+))?", Handler.tree),
+    ("GET HEAD", f"(?:/datasets)?/{NAME}/resolve/(refs/pr/[0-9]+|[^/]+)/(.+)", Handler.resolve),
 ]

@@ -1,4 +1,4 @@
-"""What the scripts behind the README's tables keep between runs: one JSON file each, a row a name."""
+"""Keeps what the scripts that make the README's tables have measured: one JSON file each, a row a name."""
 
 import json
 from collections.abc import Iterable
@@ -9,7 +9,7 @@ from hf_vit_family.files import write_text
 
 
 def results(path: Path) -> dict[str, dict[str, Any]]:
-    """What was measured so far: name to its row."""
+    """Reads what was measured so far: name to its row."""
     return json.loads(path.read_text()) if path.exists() else {}
 
 

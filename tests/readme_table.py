@@ -1,4 +1,6 @@
-"""The README's tables, made from the registry and from what was measured. `python tests/readme_table.py` writes them."""
+"""
+The README's tables, made from the registry and from what was measured. `python tests/readme_table.py` writes them.
+"""
 
 import json
 import re
@@ -6,16 +8,15 @@ from pathlib import Path
 
 import cifar10_table
 import speed_table
+from architectures import DOSSIERS
 
 from hf_vit_family import ARCHITECTURES
-from hf_vit_family.benchmark import OURS
+from hf_vit_family.benchmark.timing import OURS
 from hf_vit_family.registry import Architecture
 
 TESTS = Path(__file__).parent
 README = TESTS.parent / "README.md"
 COUNTS = json.loads((TESTS / "parameter_counts.json").read_text())
-# Architecture to a bound on the relative float64 difference to the original over all golden cases; see test_goldens.py.
-PARITY = json.loads((TESTS / "parity.json").read_text())
 
 
 def _millions(count: int) -> str:
@@ -31,7 +32,7 @@ def _row(architecture: Architecture) -> str:
     sizes = f"{len(counts)}: {_millions(counts[0])} to {_millions(counts[-1])}" if counts else "none published"
     model = f"[`{architecture.prefix}`](modeling/modeling_{name}.py)"
     code = f"[{source.repository}](https://github.com/{source.repository})"
-    return f"| {model} | {paper} | {architecture.difference} | {code} | {sizes} | {PARITY[name]:.0e} |"
+    return f"| {model} | {paper} | {architecture.difference} | {code} | {sizes} | {DOSSIERS[name].parity:.0e} |"
 
 
 def architectures() -> str:

@@ -1,10 +1,11 @@
 """
-What stands behind the table of speed and memory in the README: a variant of each architecture that another library has too.
+Makes the table of speed and memory in the README: a variant of each architecture that another library has
+too.
 
     python tests/speed_table.py              # those that speed_table.json lacks; an hour on one core
 
-One thread, batch 8, float32, forward pass and training step. What was measured is kept in tests/speed_table.json after each
-variant; `python tests/readme_table.py` then writes the table.
+One thread, batch 8, float32, forward pass and training step. What was measured is kept in tests/speed_table.json after
+each variant; `python tests/readme_table.py` then writes the table.
 """
 
 import argparse
@@ -14,37 +15,19 @@ from typing import Any
 
 import measured
 import torch
+from architectures import DOSSIERS
 from tqdm import tqdm
 
-from hf_vit_family.benchmark import BenchmarkConfig, run_benchmark
+from hf_vit_family.benchmark.timing import BenchmarkConfig, run_benchmark
 
 RESULTS = Path(__file__).with_suffix(".json")
 MODES = ("forward", "train")
 # Variant to the libraries that have the same model, with as many parameters.
-VARIANTS: dict[str, list[str]] = {
-    "vit_small_patch16_224": ["timm", "transformers"],
-    "deit_tiny_patch16_224": ["timm", "transformers"],
-    "cait_xxs24_224": ["timm"],
-    "cct_7_3x1_32": ["vit_pytorch"],
-    "crossvit_tiny_224": ["timm"],
-    "pit_ti": ["timm"],
-    "levit_128s": ["timm", "transformers"],
-    "cvt_13": ["transformers"],
-    "twins_svt_small": ["timm"],
-    "twins_pcpvt_small": ["timm"],
-    "nest_tiny": ["timm"],
-    "coatnet_0_rw_224": ["timm"],
-    "convit_tiny": ["timm"],
-    "swin_tiny_patch4_window7_224": ["timm", "transformers"],
-    "swinv2_tiny_patch4_window8_256": ["timm", "transformers"],
-    "pvt_tiny": ["transformers"],
-    "pvt_v2_b0": ["timm", "transformers"],
-    "mvitv2_tiny": ["timm"],
-}
+VARIANTS = {variant: libraries for each in DOSSIERS.values() for variant, libraries in each.speed.items()}
 
 
 def results() -> dict[str, dict[str, dict[str, dict[str, Any]]]]:
-    """What was measured so far: variant to mode to library to the fields of `Measurement`."""
+    """Reads what was measured so far: variant to mode to library to the fields of `Measurement`."""
     return measured.results(RESULTS)
 
 

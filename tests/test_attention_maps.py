@@ -10,7 +10,8 @@ from models import random_pixels, tiny_model
 from PIL import Image
 from vit_family_launcher import main
 
-from hf_vit_family.attention import (
+from hf_vit_family.errors import UserError
+from hf_vit_family.explain.attention_maps import (
     AttentionRecorder,
     attention_maps,
     attention_rollout,
@@ -21,7 +22,6 @@ from hf_vit_family.attention import (
     rollout,
     to_picture,
 )
-from hf_vit_family.errors import UserError
 from hf_vit_family.modeling.image_processing_vitf import VitfImageProcessor
 from hf_vit_family.variants import create_model
 
@@ -69,7 +69,7 @@ def test_the_recorder_gives_predictions_and_maps_and_leaves_no_hooks(images, imp
         logits, maps = recorder(images)
         assert hooks(model) != before
         recorder(images)
-        assert len(recorder.maps) == 3  # of the last pass alone
+        assert len(recorder.maps) == 3  # of the last pass only
     assert hooks(model) == before
     assert maps.shape == (2, 3, 3, 17, 17)
     torch.testing.assert_close(logits, plain)
@@ -159,7 +159,9 @@ def test_relevance_needs_no_trainable_parameter_and_leaves_no_gradient(images):
 
 
 def test_relevance_finds_the_patch_that_decides():
-    """One layer, whose values are zero but for one patch of the image: only attention to that patch can speak for a class."""
+    """
+    One layer, whose values are zero but for one patch of the image: only attention to that patch can speak for a class.
+    """
     model = make_model(num_hidden_layers=1)
     patch = 5
     attention = model.vit.layers[0].attention

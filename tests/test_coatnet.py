@@ -1,4 +1,4 @@
-"""CoAtNet beside timm's code: every choice of the configuration, other sizes, and what its layout cannot hold."""
+"""CoAtNet compared with timm's code: every choice of the configuration, other sizes, what its layout cannot hold."""
 
 import pytest
 import timm
@@ -6,9 +6,9 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from models import tiny_config, tiny_model
 
-from hf_vit_family.attention import attention_maps, attention_rollout
-from hf_vit_family.conversion import ConversionError, convert_checkpoint, export_checkpoint, find_layout
+from hf_vit_family.conversion.convert import ConversionError, convert_checkpoint, export_checkpoint, find_layout
 from hf_vit_family.errors import UserError
+from hf_vit_family.explain.attention_maps import attention_maps, attention_rollout
 from hf_vit_family.modeling.configuration_coatnet import VitfCoatnetConfig
 from hf_vit_family.modeling.modeling_coatnet import axis_weights
 from hf_vit_family.registry import ARCHITECTURES
@@ -128,7 +128,7 @@ def test_network_of_the_bias_drops_out_only_while_training():
     model = tiny_model("coatnet-rw", position_bias_dropout_prob=0.5)
     bias = model.coatnet.stages[2].layers[0].attention.position_bias
     with torch.no_grad():
-        assert bias((4, 4)) is bias((4, 4))
+        assert torch.equal(bias((4, 4)), bias((4, 4)))
         bias.train()
         assert not torch.equal(bias((4, 4)), bias((4, 4)))
 
@@ -162,7 +162,7 @@ def test_arguments_that_do_not_fit_are_named(arguments, message):
 
 
 def test_activations_are_asked_for_where_nothing_tells_them():
-    with pytest.raises(ConversionError, match="pre_norm_act is not told"):
+    with pytest.raises(ConversionError, match="pre_norm_act, stride_mode, pool_type, conv_act and se_act are not told"):
         convert_checkpoint(timm_model("coatnet_0_rw_224").state_dict(), "coatnet", {})
 
 

@@ -1,7 +1,12 @@
-"""Conversion: rules, recognition, and agreement with timm, transformers and the originals' way of resizing positions."""
+"""
+Conversion: rules, recognition, and agreement with timm, transformers and the originals' way of resizing positions.
+"""
 
+import argparse
 import dataclasses
 import json
+import pathlib
+import re
 
 import golden
 import numpy as np
@@ -9,13 +14,15 @@ import pytest
 import timm
 import torch
 import transformers
+from models import tiny_model
 from safetensors.torch import load_file, save_file
-from test_goldens import ARCHITECTURE, CASES, convert
+from test_goldens import ARCHITECTURE, CASES, convert, pixels
 from torch.nn import functional
 from vit_family_launcher import main
 
 from hf_vit_family import ARCHITECTURES
-from hf_vit_family.conversion import (
+from hf_vit_family.conversion.convert import (
+    TIMM_REPOSITORY,
     ConversionError,
     convert_checkpoint,
     export_checkpoint,
@@ -23,10 +30,8 @@ from hf_vit_family.conversion import (
     make_config,
     recognize,
 )
-from hf_vit_family.modeling.configuration_deit import VitfDeitConfig
-from hf_vit_family.modeling.embeddings import resize_positions
-from hf_vit_family.parity import compare, compare_models
-from hf_vit_family.rules import (
+from hf_vit_family.conversion.parity import compare, compare_models
+from hf_vit_family.conversion.rules import (
     Concatenate,
     Constant,
     Derived,
@@ -38,6 +43,9 @@ from hf_vit_family.rules import (
     make_plan,
     run_plan,
 )
+from hf_vit_family.modeling.configuration_deit import VitfDeitConfig
+from hf_vit_family.modeling.embeddings import resize_positions
+from hf_vit_family.registry import modality_of
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Rules
@@ -149,14 +157,24 @@ def test_architecture_and_layout_are_recognised_from_the_keys(folder, name):
     assert found.name.startswith("original")
 
 
+def _own_fields(config) -> dict:
+    """The fields of an architecture's configuration, without those of every model of transformers."""
+    general = {field.name for field in dataclasses.fields(transformers.PreTrainedConfig)}
+    names = {field.name for field in dataclasses.fields(config)} - general
+    return {name: getattr(config, name) for name in names if not name.startswith("_")}
+
+
 @pytest.mark.parametrize(("folder", "name"), CASES)
 def test_every_layout_is_recognised_and_comes_back_bit_for_bit(folder, name):
     model, _ = convert(golden.load(folder, name))
     architecture = ARCHITECTURES[model.config.model_type.removeprefix("vitf_")]
-    general = {field.name for field in dataclasses.fields(transformers.PreTrainedConfig)}
-    names = {field.name for field in dataclasses.fields(model.config)} - general
-    own = {name: getattr(model.config, name) for name in names if not name.startswith("_")}
-    layouts = [name for name, each in architecture.conversion.LAYOUTS.items() if each.misfit(model.config) is None]
+    own = _own_fields(model.config)
+    # Layouts with a decoder are those of another head: see tests/test_mae.py.
+    layouts = [
+        name
+        for name, each in architecture.conversion.LAYOUTS.items()
+        if each.misfit(model.config) is None and not any("decoder" in key for key in each.requires)
+    ]
     assert layouts
     for layout in layouts:
         exported = export_checkpoint(model, layout)
@@ -195,6 +213,101 @@ def test_what_nothing_tells_is_asked_for_by_name():
 def test_bad_original_arguments_are_named(kwargs, message):
     with pytest.raises(ConversionError, match=message):
         convert_checkpoint(golden.load("deit", "plain").state_dict, "deit", kwargs)
+
+
+# Golden cases of models that nobody published, to the fields that leave no trace in their weights.
+_WITHOUT_TRACE = {
+    ("cvt", "cls"): {"num_heads", "patch_size", "patch_paddings", "kv_stride"},
+    ("xvit", "k600_16frames_seg8"): {
+        *("num_frames", "num_attention_heads", "segment_size", "shift_div", "mixing_layers", "num_temporal_heads"),
+    },
+    ("mvit", "v2_image_t_like"): {"kv_strides", "residual_pooling"},
+    ("mvit_video", "v1_video_16x4_like"): {"kv_strides", "residual_pooling"},
+    ("deit", "plain"): {"num_attention_heads"},
+    ("vit", "nonsquare"): {"image_size"},
+}
+
+
+@pytest.mark.parametrize(("folder", "name"), _WITHOUT_TRACE)
+def test_all_that_leaves_no_trace_is_asked_for_at_once_and_suffices(folder, name):
+    case, fields = golden.load(folder, name), _WITHOUT_TRACE[folder, name]
+    architecture = ARCHITECTURE[folder]
+    with pytest.raises(ConversionError, match="not told by the checkpoint") as error:
+        convert_checkpoint(case.state_dict, architecture)
+    assert set(re.findall(r"(\w+)=\.\.\.", str(error.value))) == fields
+    whole, report = convert(case)
+    told = {name: getattr(whole.config, name) for name in fields}
+    again, _ = convert_checkpoint(case.state_dict, architecture, layout=report.layout, **told)
+    pixel_values = pixels(case)
+    with torch.no_grad():
+        assert torch.equal(again(pixel_values).logits, whole(pixel_values).logits)
+    for field in fields - {"num_temporal_heads"}:  # that of the encoder by default
+        with pytest.raises(ConversionError, match=f"{field} is not told"):
+            convert_checkpoint(case.state_dict, architecture, **{n: v for n, v in told.items() if n != field})
+
+
+def _bare_vit(size, **arguments):
+    shape = {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 4, "num_classes": 3}
+    return timm.models.VisionTransformer(img_size=size, **{**shape, **arguments}).state_dict()
+
+
+def test_a_vit_whose_rows_are_a_square_with_and_without_its_class_token_is_asked_about():
+    state_dict = _bare_vit((24, 40))  # 3 x 5 patches and a class token, or 4 x 4 patches
+    with pytest.raises(ConversionError, match="image_size is not told"):
+        convert_checkpoint(state_dict, "vit", num_attention_heads=4)
+    model, _ = convert_checkpoint(state_dict, "vit", num_attention_heads=4, image_size=(24, 40))
+    assert model.config.prefix_position_embeddings
+    state_dict = _bare_vit(32, no_embed_class=True)
+    model, _ = convert_checkpoint(state_dict, "vit", num_attention_heads=4, image_size=32)
+    assert not model.config.prefix_position_embeddings
+
+
+@pytest.mark.parametrize(("size", "told", "said"), [((32, 72), {}, True), ((32, 72), {"image_size": 48}, False)])
+def test_that_an_image_is_taken_to_be_square_is_said(size, told, said):
+    """4 x 9 patches are as many as 6 x 6, and nothing in bare weights tells which."""
+    _, report = convert_checkpoint(_bare_vit(size), "vit", num_attention_heads=4, **told)
+    assert any("square, 48 x 48 pixels" in note for note in report.notes) == said
+    model, report = convert_checkpoint(_bare_vit(size), "vit", num_attention_heads=4, image_size=size)
+    assert not report.notes
+    assert model.config.image_size == size
+
+
+def test_a_published_size_is_taken_without_a_word():
+    state_dict = timm.models.VisionTransformer(img_size=224, embed_dim=192, depth=12, num_heads=3).state_dict()
+    assert not convert_checkpoint(state_dict, "deit")[1].notes
+
+
+@pytest.mark.parametrize("left_out", [11, 5])
+def test_a_layer_that_is_missing_is_refused_or_said(left_out):
+    state_dict = timm.models.VisionTransformer(img_size=224, embed_dim=192, depth=12, num_heads=3).state_dict()
+    cut = {key: tensor for key, tensor in state_dict.items() if not key.startswith(f"blocks.{left_out}.")}
+    if left_out == 5:  # a gap
+        with pytest.raises(ConversionError, match=r"'blocks\.5\..* and 9 others are missing"):
+            convert_checkpoint(cut, "deit", num_attention_heads=3)
+        return
+    _, report = convert_checkpoint(cut, "deit", num_attention_heads=3)
+    assert any("holds 11 layers, and published models of its width have 12" in note for note in report.notes)
+    assert not convert_checkpoint(cut, "deit", num_attention_heads=3, num_hidden_layers=11)[1].notes
+    with pytest.raises(ConversionError, match=r"blocks\.11\."):
+        convert_checkpoint(cut, variant="deit_tiny_patch16_224")
+
+
+def test_the_first_three_keys_that_do_not_fit_are_named():
+    case = golden.load("deit", "plain")
+    extra = {f"blocks.0.extra{n}.weight": torch.zeros(2) for n in range(5)}
+    message = (
+        "read as deit .*keys 'blocks.0.extra0.weight', 'blocks.0.extra1.weight', 'blocks.0.extra2.weight' and 2 others"
+    )
+    with pytest.raises(ConversionError, match=message + " are matched by no rule"):
+        convert_checkpoint({**case.state_dict, **extra}, "deit", case.kwargs)
+    lost = ("blocks.1.norm1.weight", "blocks.1.norm1.bias", "blocks.1.mlp.fc2.bias")
+    short = {key: tensor for key, tensor in case.state_dict.items() if key not in lost}
+    with pytest.raises(ConversionError, match=r"read as deit .*keys .* are missing from the checkpoint") as error:
+        convert_checkpoint(short, "deit", case.kwargs)
+    assert all(key in str(error.value) for key in lost)
+    distilled = golden.load("deit", "distilled")
+    with pytest.raises(ConversionError, match=r"keys .*dist"):
+        convert_checkpoint(distilled.state_dict, "deit", {**distilled.kwargs}, distilled=False)
 
 
 def test_a_headless_checkpoint_becomes_the_base_model():
@@ -250,6 +363,55 @@ def test_half_precision_is_kept():
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The same weights in timm and in transformers
+
+
+def _timm_layout(architecture) -> str | None:
+    """The name of an architecture's layout whose code is timm's."""
+    conversion = architecture.conversion
+    return next(
+        (
+            name
+            for name, layout in conversion.LAYOUTS.items()
+            if name == "timm" or (layout.source or conversion.SOURCE).repository == TIMM_REPOSITORY
+        ),
+        None,
+    )
+
+
+# What makes a tiny model one that timm has too.
+_TIMM_OVERRIDES = {
+    "vit": {"representation_size": None},
+    "mvit": {"use_cls_token": False, "query_pooling": "every_layer", "residual_pooling": True},
+}
+
+
+@pytest.mark.parametrize("name", [name for name, each in ARCHITECTURES.items() if _timm_layout(each)])
+def test_timms_dropout_is_read_in_one_way(name):
+    architecture = ARCHITECTURES[name]
+    layout = _timm_layout(architecture)
+    model = tiny_model(name, **_TIMM_OVERRIDES.get(name, {}))
+    state_dict = export_checkpoint(model, layout)
+    fields = {name: value for name, value in _own_fields(model.config).items() if name != "hidden_dropout_prob"}
+
+    def read(**rates):
+        return convert_checkpoint(state_dict, name, rates, layout, **fields)
+
+    plain, report = read()
+    assert not report.notes
+    converted, report = read(drop_rate=0.1, proj_drop_rate=0.2, pos_drop_rate=0.2)
+    assert converted.config.hidden_dropout_prob == 0.2
+    assert converted.config.to_diff_dict() == {**plain.config.to_diff_dict(), "hidden_dropout_prob": 0.2}
+    assert ["drop_rate=0.1" in note for note in report.notes] == [True]
+    converted, report = read(drop_rate=0.0, proj_drop_rate=0.2)
+    assert converted.config.hidden_dropout_prob == 0.2
+    assert ["pos_drop_rate=0.0" in note for note in report.notes] == [True]
+
+
+def test_older_timms_dropout_is_that_of_the_layers():
+    case = golden.load("deit", "plain")
+    model, report = convert_checkpoint(case.state_dict, "deit", {**case.kwargs, "drop_rate": 0.1}, "original")
+    assert model.config.hidden_dropout_prob == 0.1
+    assert not report.notes
 
 
 def _randomise(model):
@@ -436,6 +598,20 @@ def test_command_converts_a_file_and_writes_it_back(tmp_path, folder, name):
     assert all(torch.equal(content[key], tensor) for key, tensor in case.state_dict.items())
 
 
+@pytest.mark.parametrize(("name", "channels"), [*((name, 1) for name in ARCHITECTURES), ("rvt", 3)])
+def test_command_converts_every_architecture_with_a_processor_of_its_channels(tmp_path, name, channels):
+    model = tiny_model(name, num_channels=channels)
+    torch.save(export_checkpoint(model), tmp_path / "file.pth")
+    own = _own_fields(model.config)
+    # Where nothing is an answer, as that all layers of an X-ViT mix frames, it is given too.
+    answers = [field for field, value in own.items() if value is not None or field == "mixing_layers"]
+    fields = [f"{field}={json.dumps(own[field])}" for field in answers]
+    options = ["--architecture", name, "--output", str(tmp_path / "out"), "--set", *fields]
+    assert main(["convert", str(tmp_path / "file.pth"), *options]) == 0
+    processor = modality_of(model.config).auto_processor.from_pretrained(tmp_path / "out")
+    assert len(processor.image_mean) == len(processor.image_std) == channels
+
+
 @pytest.mark.parametrize(("folder", "name"), [("vit", "plain"), ("deit", "plain"), ("deit", "distilled")])
 def test_transformers_loads_what_is_written_for_it(tmp_path, folder, name):
     case, _, output = _folder(tmp_path, folder, name)
@@ -582,3 +758,186 @@ def test_parity_does_not_pass_what_is_not_a_number():
         compare({"logits": value}, {"loss": value})
     with pytest.raises(ValueError, match="shape"):
         compare({"logits": value}, {"logits": torch.ones(2)})
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Files as training scripts leave them
+
+
+def _deit():
+    """The state dict of a DeiT, its constructor's arguments, and another state dict of the same shapes."""
+    case = golden.load("deit", "distilled")
+    return case.state_dict, case.kwargs, {key: tensor + 1 for key, tensor in case.state_dict.items()}
+
+
+def _prefixed(prefix, state_dict):
+    return {prefix + key: tensor for key, tensor in state_dict.items()}
+
+
+# What lies in the file of each training script, made of the weights wanted and of others; the wrapper and the prefix
+# that are reported; and what the note names.
+WILD = {
+    "timm's CheckpointSaver": (
+        lambda weights, others: {"epoch": 3, "arch": "deit", "state_dict": weights, "state_dict_ema": others},
+        ["state_dict"],
+        "",
+        "--wrapper state_dict_ema",
+    ),
+    "DeiT's main.py": (
+        lambda weights, others: {"model": weights, "model_ema": others, "args": argparse.Namespace(lr=1e-3)},
+        ["model"],
+        "",
+        "--wrapper model_ema",
+    ),
+    "DINO": (
+        lambda weights, others: {
+            "student": _prefixed("module.backbone.", others),
+            "teacher": {**_prefixed("backbone.", weights), "head.last_layer.weight_v": torch.ones(2, 2)},
+            "optimizer": {"state": {0: {"exp_avg": torch.ones(2)}}, "param_groups": [{"params": [0]}]},
+        },
+        ["teacher"],
+        "backbone.",
+        "head.last_layer.weight_v",
+    ),
+    "Lightning": (
+        lambda weights, others: {
+            "state_dict": {**_prefixed("model.", weights), "loss.weight": torch.ones(5)},
+            "pytorch-lightning_version": "2.5.0",
+            "hyper_parameters": {"lr": np.float64(0.1), "folder": pathlib.Path("runs/a"), "steps": np.int64(3)},
+        },
+        ["state_dict"],
+        "model.",
+        "loss.weight",
+    ),
+    "a compiled model in DistributedDataParallel": (
+        lambda weights, others: {"net": _prefixed("module._orig_mod.", weights)},
+        ["net"],
+        "module._orig_mod.",
+        None,
+    ),
+    "MoCo v3": (
+        lambda weights, others: {
+            "state_dict": _prefixed("module.base_encoder.", weights) | _prefixed("module.momentum_encoder.", others)
+        },
+        ["state_dict"],
+        "module.base_encoder.",
+        "momentum_encoder.",
+    ),
+    "ema-pytorch": (
+        lambda weights, others: _prefixed("ema_model.", weights) | {"initted": torch.ones(1), "step": torch.ones(1)},
+        [],
+        "ema_model.",
+        "initted",
+    ),
+    "an encoder in a larger module": (
+        lambda weights, others: {"my_run": _prefixed("model.image_encoder.trunk.", weights)},
+        ["my_run"],
+        "model.image_encoder.trunk.",
+        None,
+    ),
+}
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".ckpt", ".pth.tar"])
+@pytest.mark.parametrize("script", WILD)
+def test_files_of_training_scripts_are_read(script, suffix, tmp_path):
+    make, wrapper, prefix, named = WILD[script]
+    weights, kwargs, others = _deit()
+    path = tmp_path / f"checkpoint{suffix}"
+    torch.save(make(weights, others), path)
+    model, report = convert_checkpoint(path, original_kwargs=kwargs)
+    assert (report.wrapper, report.key_prefix) == (wrapper, prefix)
+    exported = export_checkpoint(model)
+    assert exported.keys() == weights.keys()
+    assert all(torch.equal(tensor, weights[key]) for key, tensor in exported.items())
+    assert named in " ".join(report.notes) if named else not report.notes
+
+
+@pytest.mark.parametrize(
+    ("script", "part"),
+    [
+        ("timm's CheckpointSaver", {"wrapper": "state_dict_ema"}),
+        ("DeiT's main.py", {"wrapper": "model_ema"}),
+        ("DINO", {"wrapper": "student", "prefix": "backbone."}),
+        ("MoCo v3", {"prefix": "momentum_encoder."}),
+    ],
+)
+def test_the_other_part_of_a_file_is_taken_when_it_is_named(script, part, tmp_path):
+    weights, kwargs, others = _deit()
+    torch.save(WILD[script][0](weights, others), tmp_path / "checkpoint.pth")
+    model, _ = convert_checkpoint(tmp_path / "checkpoint.pth", original_kwargs=kwargs, **part)
+    assert all(torch.equal(tensor, others[key]) for key, tensor in export_checkpoint(model).items())
+
+
+@pytest.mark.parametrize(
+    ("content", "part", "message"),
+    [
+        ({"mine": {"a": torch.ones(1)}, "yours": {"a": torch.ones(1)}}, {}, r"name one of \['mine', 'yours'\]"),
+        ({"model": {"a": torch.ones(1)}}, {"wrapper": "ema"}, r"'ema'; there are \['model'\]"),
+        ({"model": {"a": torch.ones(1)}}, {"prefix": "b."}, r"prefix 'b\.'; the first one is 'a'"),
+        ({"model": {"module.a": torch.ones(1), "b": torch.ones(1)}}, {}, r"'b' lacks the prefix 'module\.'"),
+        ({"epoch": 3}, {}, "'epoch' holds a int, not a tensor"),
+        ({}, {}, "no tensors"),
+    ],
+)
+def test_a_part_that_is_not_there_is_named(content, part, message, tmp_path):
+    torch.save(content, tmp_path / "file.pth")
+    with pytest.raises(ConversionError, match=rf"file\.pth: .*{message}"):
+        convert_checkpoint(tmp_path / "file.pth", **part)
+
+
+def test_two_readings_of_the_same_keys_are_a_question(tmp_path):
+    """A TimeSformer without attention over time has the keys of a ViT that a module calls `model`."""
+    case = golden.load("timesformer", "space_only_nonsquare")
+    path = tmp_path / "checkpoint.pth"
+    torch.save({"state_dict": case.state_dict}, path)
+    with pytest.raises(
+        ConversionError, match=r"timesformer.*under 'model\.' .*--architecture timesformer or --prefix model\."
+    ):
+        convert_checkpoint(path, original_kwargs=case.kwargs)
+    model, _ = convert_checkpoint(path, "timesformer", case.kwargs)
+    assert model.config.attention_type == "space_only"
+    torch.save({"model_state": case.state_dict}, path)  # as the authors' code nests it
+    model, _ = convert_checkpoint(path, original_kwargs=case.kwargs)
+    assert model.config.attention_type == "space_only"
+
+
+def test_a_dictionary_that_holds_itself_is_refused(tmp_path):
+    content = {}
+    content["model"] = content
+    content["state_dict"] = {"model": content, "a": torch.ones(1)}
+    torch.save(content, tmp_path / "file.pth")
+    with pytest.raises(ConversionError, match="not a tensor"):
+        convert_checkpoint(tmp_path / "file.pth")
+
+
+class Settings:
+    """A class that a training script might store."""
+
+
+def test_a_class_that_is_not_read_is_named_with_the_remedy(tmp_path):
+    torch.save({"model": _deit()[0], "settings": Settings()}, tmp_path / "file.pth")
+    with pytest.raises(ConversionError, match=r"Settings could run code.*save its state dict"):
+        convert_checkpoint(tmp_path / "file.pth")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused_unless_asked_for(value):
+    weights, kwargs, _ = _deit()
+    broken = {**weights, "head.bias": torch.full_like(weights["head.bias"], value)}
+    with pytest.raises(ConversionError, match=r"'head\.bias' holds 7 values that are NaN or infinite"):
+        convert_checkpoint(broken, original_kwargs=kwargs)
+    model, _ = convert_checkpoint(broken, original_kwargs=kwargs, allow_nonfinite=True)
+    assert not model.classifier.bias.isfinite().any()
+
+
+def test_several_precisions_become_the_widest_and_it_is_said(tmp_path):
+    weights, kwargs, _ = _deit()
+    single = {key: tensor.float() for key, tensor in weights.items()}
+    mixed = {key: tensor.half() if "mlp" in key else tensor for key, tensor in single.items()}
+    model, report = convert_checkpoint(mixed, original_kwargs=kwargs)
+    assert "8 in float16" in report.notes[0]
+    model.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path)
+    for key, tensor in export_checkpoint(again).items():
+        assert torch.equal(tensor, mixed[key].float()), key

@@ -1,4 +1,4 @@
-"""What CrossViT alone can do: resize every image to one size, as the original does, or see images as they are."""
+"""CrossViT's own abilities: resize every image to one size, as the original does, or see images as they are."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What CvT alone can do: masks at sizes that leave a border without tokens, and transformers' own files."""
+"""CvT's own abilities: masks at sizes that leave a border without tokens, and transformers' own files."""
 
 import golden
 import pytest
@@ -9,7 +9,7 @@ from test_goldens import convert
 from torch import nn
 from transformers import CvtConfig, CvtForImageClassification
 
-from hf_vit_family.conversion import ConversionError, convert_checkpoint, export_checkpoint, recognize
+from hf_vit_family.conversion.convert import ConversionError, convert_checkpoint, export_checkpoint, recognize
 
 CASES = golden.cases("cvt")
 

@@ -1,8 +1,13 @@
-"""A hundred damaged checkpoints: each is refused with a message that names the key or the file, and leaves nothing behind."""
+"""
+A hundred damaged checkpoints: each is refused with a message that names the key or the file, and leaves nothing.
+"""
 
+import io
 import json
 import pickle
 import random
+import struct
+import zipfile
 
 import golden
 import numpy as np
@@ -10,6 +15,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from vit_family_launcher import main
+
+from hf_vit_family.conversion.convert import check_bounds
+from hf_vit_family.errors import ConversionError
 
 CASES = [("vit", "plain"), ("vit", "pre_logits"), ("deit", "distilled"), ("deit", "plain"), ("deit3", "layer_scale")]
 NUM_DAMAGES = 100
@@ -78,7 +86,7 @@ def _write(state_dict, path):
 
 
 def _refused(source, tmp_path, capsys, *arguments):
-    """The one line of the refusal; checks that it is one, and that nothing was left behind."""
+    """The one line of the refusal; checks that it is one, and that nothing was left."""
     before = sorted(tmp_path.iterdir())
     assert main(["convert", str(source), "--output", str(tmp_path / "out"), *arguments]) == 2
     assert sorted(tmp_path.iterdir()) == before
@@ -184,3 +192,89 @@ def test_a_damaged_config_is_refused(tmp_path, capsys):
     _write(golden.load("deit", "distilled").state_dict, source / "model.safetensors")
     (source / "config.json").write_text("{")
     assert "config.json" in _refused(source, tmp_path, capsys)
+
+
+# Files that claim more than they hold
+
+
+def _npz_member(shape, content=b""):
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
+    return file.getvalue() + content
+
+
+def _npz(path, member):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("cls.npy", member)
+
+
+def _flax_array(shape, dtype, content):
+    numbers = b"".join(b"\xcf" + struct.pack(">Q", size) for size in shape)
+    text = bytes([0xA0 | len(dtype)]) + dtype.encode()
+    array = b"\x93" + bytes([0x90 | len(shape)]) + numbers + text + b"\xc4" + bytes([len(content)]) + content
+    return b"\x81\xa1a\xc8" + struct.pack(">H", len(array)) + b"\x01" + array
+
+
+HOSTILE = {
+    "claims.npz": (lambda path: _npz(path, _npz_member((10**10,))), "claims 40,000,000,000 bytes and has 0"),
+    "bomb.npz": (lambda path: _npz(path, _npz_member((1 << 25,), bytes(1 << 27))), "bytes unpack to 134,217,856"),
+    "list.msgpack": (lambda path: path.write_bytes(b"\xdd\xff\xff\xff\xff" + b"\x01" * 100), "ends too early"),
+    "map.msgpack": (lambda path: path.write_bytes(b"\xdf\xff\xff\xff\xff"), "ends too early"),
+    "nested.msgpack": (lambda path: path.write_bytes(b"\x91" * 100_000), "recursion"),
+    "key.msgpack": (lambda path: path.write_bytes(b"\x81\x91\x01\x01"), "damaged"),
+    "array.msgpack": (lambda path: path.write_bytes(_flax_array([10**10], "float32", bytes(8))), "array.msgpack"),
+    "dtype.msgpack": (lambda path: path.write_bytes(_flax_array([1], "nonsense", bytes(8))), "damaged"),
+    "object.msgpack": (lambda path: path.write_bytes(_flax_array([1], "O", bytes(8))), "OBJECT"),
+    "expanded.pth": (
+        lambda path: torch.save({"model": {"cls_token": torch.zeros(1).expand(10**6, 10**5)}}, path),
+        "claim to hold tensors of 400,000,000,000 bytes",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_file_that_claims_more_than_it_holds_is_refused(name, tmp_path, capsys):
+    write, message = HOSTILE[name]
+    write(tmp_path / name)
+    error = _refused(tmp_path / name, tmp_path, capsys)
+    assert message in error
+    assert str(tmp_path / name) in error
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["--set", "num_hidden_layers=10000000"], ["--set", "num_labels=1000000000"], ["--set", "image_size=1000000"]],
+    ids=lambda options: options[1],
+)
+def test_a_configuration_that_is_far_larger_than_the_file_is_refused(options, tmp_path, capsys):
+    case = golden.load("deit", "plain")
+    torch.save(case.state_dict, tmp_path / "file.pth")
+    argv = ("--architecture", "deit", "--kwargs", json.dumps(case.kwargs), *options)
+    error = _refused(tmp_path / "file.pth", tmp_path, capsys, *argv)
+    assert {"image_size": "embeddings.position_embeddings"}.get(options[1].split("=")[0], options[1]) in error
+
+
+@pytest.mark.parametrize("change", [{"depth": 10**7}, {"num_classes": 10**9}], ids=str)
+def test_arguments_of_the_original_that_are_far_larger_than_the_file_are_refused(change, tmp_path, capsys):
+    case = golden.load("deit", "plain")
+    torch.save(case.state_dict, tmp_path / "file.pth")
+    error = _refused(
+        tmp_path / "file.pth",
+        tmp_path,
+        capsys,
+        "--architecture",
+        "deit",
+        "--kwargs",
+        json.dumps({**case.kwargs, **change}),
+    )
+    assert str(next(iter(change.values()))) in error
+
+
+@pytest.mark.parametrize(("depths", "fits"), [([2, 3], True), ([2, 10**7], False), ([[1, 4], [1, 10**7]], False)])
+def test_layers_in_several_stages_are_counted(depths, fits):
+    fields = {"depths": depths, "num_attention_heads": 10**7, "num_labels": 10**6}
+    if fits:
+        check_bounds(fields)
+    else:
+        with pytest.raises(ConversionError, match="depths"):
+            check_bounds(fields)

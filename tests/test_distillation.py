@@ -10,15 +10,15 @@ from torch import nn
 from hf_vit_family.errors import UserError
 from hf_vit_family.modeling.modeling_deit import VitfDeitForImageClassification
 from hf_vit_family.modeling.modeling_vit import VitfVitForImageClassification
-from hf_vit_family.training.checkpoint import trainable_state
-from hf_vit_family.training.classification import make_loss
-from hf_vit_family.training.distillation import (
+from hf_vit_family.training.objectives.classification import make_loss
+from hf_vit_family.training.objectives.distillation import (
     DistillationObjective,
     Teacher,
     load_teacher,
     without_distillation_token,
 )
-from hf_vit_family.training.objective import Frozen
+from hf_vit_family.training.objectives.objective import Frozen
+from hf_vit_family.training.state import without_frozen
 
 HALF = ([0.5] * 3, [0.5] * 3)
 
@@ -71,7 +71,7 @@ def test_teacher_stays_frozen_and_out_of_checkpoints(batch):
     objective(batch)["loss"].backward()
     assert all(parameter.grad is None for parameter in objective.teacher.parameters())
     assert objective.model.distillation_classifier.weight.grad.abs().sum() > 0
-    assert all(name.startswith("model.") for name in trainable_state(objective))
+    assert all(name.startswith("model.") for name in without_frozen(objective, objective.state_dict()))
 
 
 def test_teacher_reads_the_images_that_the_student_gets():

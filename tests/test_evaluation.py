@@ -15,12 +15,12 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 from transformers.modeling_outputs import ImageClassifierOutput
 from vit_family_launcher import main
 
-from hf_vit_family.data import DataConfig, load_evaluation
+from hf_vit_family.data.load import DataConfig, load_evaluation
 from hf_vit_family.errors import UserError
-from hf_vit_family.evaluation import evaluate_model, read_valid_labels
-from hf_vit_family.metrics import CalibrationError, ConfusionMatrix, RealAccuracy, TopKAccuracy
+from hf_vit_family.evaluation.evaluate import evaluate_model, read_valid_labels
+from hf_vit_family.evaluation.metrics import CalibrationError, ConfusionMatrix, RealAccuracy, TopKAccuracy
+from hf_vit_family.explain.plots import plot_confusion, plot_curves
 from hf_vit_family.modeling.image_processing_vitf import VitfImageProcessor
-from hf_vit_family.plots import plot_confusion, plot_curves
 from hf_vit_family.variants import create_model
 
 
@@ -227,7 +227,18 @@ def test_the_command_refuses_more_classes_than_the_model_has(model_folder, tmp_p
     message = capsys.readouterr().err.strip().splitlines()[-1]
     assert "11 classes, the model only 10" in message
     assert "num_labels=11" in message
+    assert "class10" in message
+    assert "has 0, 1, 2, 3, 4, 5, 6, 7, 8, 9" in message
     assert not (tmp_path / "out").exists()
+
+
+def test_a_regression_model_has_no_accuracy(model_folder, tmp_path, capsys):
+    model = AutoModelForImageClassification.from_pretrained(model_folder)
+    model.config.problem_type = "regression"
+    model.save_pretrained(tmp_path)
+    AutoImageProcessor.from_pretrained(model_folder).save_pretrained(tmp_path)
+    assert main(["evaluate", "--model", str(tmp_path), "--dataset", "digits"]) == 2
+    assert "predicts values, not classes" in capsys.readouterr().err.strip().splitlines()[-1]
 
 
 @pytest.mark.parametrize(

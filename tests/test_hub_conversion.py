@@ -1,4 +1,7 @@
-"""`vit-family convert` from the Hub: a repository in transformers' layout, one file of a repository, and what is not there."""
+"""
+`vit-family convert` from the Hub: a repository in transformers' layout, one file of a repository, and what is not
+there.
+"""
 
 import os
 import subprocess
@@ -10,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from hf_vit_family import convert_checkpoint, export_checkpoint
-from hf_vit_family.checkpoints import CheckpointFile, write_checkpoint
+from hf_vit_family.conversion.checkpoint_files import CheckpointFile, write_checkpoint
 
 CODE = """
 import sys
@@ -29,7 +32,9 @@ for source in ("some/vit:nothing.npz", "some/nothing", "some/empty", "no/such/fi
 def test_sources_on_the_hub(hub, tmp_path):
     torch.manual_seed(0)
     sizes = {"image_size": 16, "patch_size": 4, "hidden_size": 32, "intermediate_size": 64, "num_labels": 5}
-    config = ViTConfig(**sizes, num_hidden_layers=2, num_attention_heads=2, layer_norm_eps=1e-6)
+    config = ViTConfig(
+        **sizes, num_hidden_layers=2, num_attention_heads=2, layer_norm_eps=1e-6, hidden_act="gelu_pytorch_tanh"
+    )
     theirs = ViTForImageClassification(config).eval()
     theirs.save_pretrained(tmp_path / "theirs")
     ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(tmp_path / "theirs")

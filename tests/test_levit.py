@@ -1,4 +1,6 @@
-"""What LeViT alone can do: batch norms folded for inference, biases by offset on maps of any size, other libraries' files."""
+"""
+LeViT's own abilities: batch norms folded for inference, biases by offset on maps of any size, other libraries' files.
+"""
 
 import golden
 import pytest
@@ -15,7 +17,7 @@ from transformers import (
 from transformers import LevitConfig as NativeConfig
 
 from hf_vit_family import create_model
-from hf_vit_family.conversion import ConversionError, convert_checkpoint, export_checkpoint, recognize
+from hf_vit_family.conversion.convert import ConversionError, convert_checkpoint, export_checkpoint, recognize
 from hf_vit_family.modeling.modeling_levit import LevitPositionBias
 
 HEADS = ("Model", "ForImageClassification", "ForMaskedImageModeling", "Backbone")

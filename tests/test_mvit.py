@@ -1,4 +1,4 @@
-"""MViT beside timm's and torchvision's own, its attention token by token, and what its checkpoints may not be."""
+"""MViT compared with timm's and torchvision's own, its attention token by token, what its checkpoints may not be."""
 
 import itertools
 
@@ -7,16 +7,16 @@ import pytest
 import timm
 import torch
 from models import architecture_of, random_pixels, tiny_config, tiny_model
-from test_goldens import convert
+from test_goldens import convert, pixels
 from timm.models.mvitv2 import MultiScaleVit, MultiScaleVitCfg
 from torchvision.models.video import MViT
 from torchvision.models.video.mvit import MSBlockConfig
 
-from hf_vit_family import create_model
-from hf_vit_family.conversion import convert_checkpoint, export_checkpoint, recognize
+from hf_vit_family import ARCHITECTURES, create_model
+from hf_vit_family.conversion.convert import convert_checkpoint, export_checkpoint, recognize
+from hf_vit_family.conversion.parity import compare
 from hf_vit_family.errors import ConversionError
 from hf_vit_family.modeling.modeling_mvit import MvitAxisPositions, max_pooled
-from hf_vit_family.parity import compare
 
 DEPTHS = (1, 2, 2)
 
@@ -94,7 +94,9 @@ def _torchvision(second: bool, size: int, num_frames: int) -> MViT:
 @pytest.mark.parametrize("second", [False, True])
 def test_logits_equal_torchvisions(second, size, num_frames):
     peer = _randomise(_torchvision(second, size, num_frames))
-    model, report = convert_checkpoint(peer.state_dict(), kv_strides=[4, 2, 1])
+    model, report = convert_checkpoint(
+        peer.state_dict(), original_kwargs={"residual_pool": second}, kv_strides=[4, 2, 1]
+    )
     assert (report.architecture, report.layout) == ("mvit_video", "torchvision")
     assert model.config.num_frames == num_frames
     assert model.config.residual_pooling == model.config.dim_mul_in_att == second
@@ -208,6 +210,55 @@ def test_strides_are_asked_for_by_name():
         convert_checkpoint(golden.load("mvit", "v2_image_t_like").state_dict)
 
 
+@pytest.mark.parametrize(
+    ("entry", "value"),
+    [("PATCH_STRIDE", [7, 7]), ("PATCH_STRIDE", [2, 2]), ("PATCH_PADDING", [0, 0])],
+)
+def test_patches_that_only_the_original_has_are_refused(entry, value):
+    case = golden.load("mvit", "v2_image_t_like")
+    kwargs = {**case.kwargs, "cfg": {**case.kwargs["cfg"], "MVIT": {**case.kwargs["cfg"]["MVIT"], entry: value}}}
+    with pytest.raises(ConversionError, match=f"{entry}=.* is not supported with PATCH_KERNEL"):
+        convert_checkpoint(case.state_dict, "mvit", kwargs)
+
+
+def test_whether_pooled_queries_are_added_is_asked_for():
+    """Nothing in the weights of a model that is not published tells it."""
+    case = golden.load("mvit", "v2_image_t_like")
+    with pytest.raises(ConversionError, match="residual_pooling"):
+        convert_checkpoint(case.state_dict, "mvit", kv_strides=[4, 2, 1])
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [("mvit", "v1_image_b16_like"), ("mvit", "v2_image_t_like"), ("mvit_video", "v2_video_s_like")],
+)
+def test_the_mean_of_the_patches_is_normalised_as_maskfeat_does(folder, name):
+    """slowfast/models/video_model_builder.py: the mean of all but the class token, then the norm, then the head."""
+    case = golden.load(folder, name)
+    mvit = {**case.kwargs["cfg"]["MVIT"], "USE_MEAN_POOLING": True}
+    model, report = convert_checkpoint(
+        case.state_dict, folder, {**case.kwargs, "cfg": {**case.kwargs["cfg"], "MVIT": mvit}}
+    )
+    model.double()
+    assert model.config.final_layernorm == "pooled"
+    plain, _ = convert_checkpoint(case.state_dict, folder, case.kwargs)
+    plain.double()
+    seen = {}
+    plain.base_model.layernorm.register_forward_pre_hook(lambda module, inputs: seen.update(tokens=inputs[0]))
+    pixel_values = pixels(case).double()
+    with torch.no_grad():
+        plain(pixel_values)
+        mean = seen["tokens"][:, int(model.config.use_cls_token) :].mean(1)
+        expected = plain.classifier(plain.base_model.layernorm(mean))
+        logits = model(pixel_values).logits
+    assert (logits - expected).abs().max() < 1e-12 * expected.abs().max()
+    back = export_checkpoint(model, report.layout)
+    assert all(torch.equal(back[key], tensor) for key, tensor in case.state_dict.items())
+    for layout in ("timm", "torchvision"):
+        other = ARCHITECTURES[folder].conversion.LAYOUTS.get(layout)
+        assert other is None or other.misfit(model.config) is not None
+
+
 @pytest.mark.parametrize("variant", ["mvitv2_tiny", "mvit_base_16", "mvitv2_small_16x4_k400", "mvit_base24_32x3_k400"])
 def test_published_shapes_tell_everything(variant):
     """The configuration of a published variant follows from the names and shapes of its file."""
@@ -217,7 +268,7 @@ def test_published_shapes_tell_everything(variant):
     state = {key: torch.empty_like(value) for key, value in model.state_dict().items()}
     model.load_state_dict(state, assign=True)
     exported = export_checkpoint(model.to_empty(device="cpu"))
-    again, _ = convert_checkpoint(exported, architecture)
+    again, _ = convert_checkpoint(exported, architecture, allow_nonfinite=True)  # what is in memory that nobody filled
     told = set(type(model.config).__dataclass_fields__) - {"drop_path_rate", "dtype"}
     differing = {
         name for name in told if not name.startswith("_") and getattr(again.config, name) != getattr(model.config, name)

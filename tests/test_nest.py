@@ -9,10 +9,10 @@ from timm.layers import get_act_layer
 from vit_family_launcher import main
 
 from hf_vit_family import create_model
-from hf_vit_family.conversion import ConversionError, convert_checkpoint, export_checkpoint
+from hf_vit_family.conversion.convert import ConversionError, convert_checkpoint, export_checkpoint
+from hf_vit_family.conversion.parity import compare
+from hf_vit_family.conversion.rules import Each, Permute, Repeat, Reshape, Unify
 from hf_vit_family.modeling.image_processing_vitf import VitfImageProcessor
-from hf_vit_family.parity import compare
-from hf_vit_family.rules import Each, Permute, Repeat, Reshape, Unify
 
 _TIMM = {
     "img_size": 32,
@@ -36,7 +36,7 @@ def randomise(model: torch.nn.Module) -> torch.nn.Module:
 @pytest.mark.parametrize("case", ["nest", "nest-multiquery"])
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
 def test_padding_of_a_map_is_seen_by_no_token(case, implementation):
-    """A block in the corner of a padded map equals the tokens of the image attending to each other alone."""
+    """A block in the corner of a padded map equals the tokens of the image that attend only to each other."""
     model = tiny_model(case, attn_implementation=implementation).double()
     stage = model.nest.stages[0]
     tokens = torch.randn(2, 6 * 7, 16, dtype=torch.float64)

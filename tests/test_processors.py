@@ -15,14 +15,16 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 from timm.data import create_transform
 from torchvision.transforms import CenterCrop
-from transformers import AutoImageProcessor, ViTImageProcessor, ViTImageProcessorPil, pipeline
+from transformers import AutoImageProcessor, AutoVideoProcessor, ViTImageProcessor, ViTImageProcessorPil, pipeline
 from transformers.image_utils import PILImageResampling
 
 from hf_vit_family import ARCHITECTURES, create_processor, list_variants
 from hf_vit_family.errors import UserError
+from hf_vit_family.modeling import image_processing_pil_vitf
+from hf_vit_family.modeling.configuration_vitf import logger
 from hf_vit_family.modeling.image_processing_pil_vitf import VitfImageProcessorPil, covering_size, crop_centre
 from hf_vit_family.modeling.image_processing_vitf import VitfImageProcessor
-from hf_vit_family.registry import preparation_of
+from hf_vit_family.registry import modality_of
 from hf_vit_family.variants import find_variant
 
 PHOTOGRAPHS = Path(skimage.__file__).parent / "data"
@@ -194,12 +196,40 @@ def test_arrays_of_other_kinds_equal_pillow(photographs, cls, make):
     assert torch.equal(process(cls, big_endian, **RAW), process(cls, image, **RAW))
 
 
+@pytest.mark.parametrize("size", [(96, 128), (223, 97), (500, 640)])
+@pytest.mark.parametrize("resample", PILImageResampling)
+def test_backends_agree(photographs, resample, size):
+    """Only by rounding: on photographs and on noise, 8 bits and floating point, smaller and larger than the image."""
+    noise = np.random.default_rng(0).integers(0, 256, (101, 87, 3), dtype=np.uint8)
+    for pixels in (np.array(photographs[2]), noise):
+        fields = {"size": {"height": size[0], "width": size[1]}, "crop_pct": 0.9, "resample": resample}
+        fields["do_normalize"] = False
+        first, second = (process(cls, pixels, **fields) for cls in CLASSES)
+        assert (first - second).abs().max() < 2.01 * LEVEL
+        assert ((first - second).abs() > 1.01 * LEVEL).float().mean() < 1e-4
+        exact = pixels.astype(np.float32) / 255
+        first, second = (process(cls, exact, do_rescale=False, **fields) for cls in CLASSES)
+        assert (first - second).abs().max() < 5e-5
+
+
 @pytest.mark.parametrize("cls", CLASSES)
 def test_floating_point(photographs, cls):
     image = with_alpha(photographs[2])
     ours = process(cls, np.array(image) / 255, do_rescale=False, **RAW)
     # torchvision rounds 8-bit images after each direction, and cuts off what bicubic interpolation overshoots
     assert (ours - process(cls, image, **RAW)).abs().mean() < LEVEL
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_floats_that_would_become_black_bring_a_warning(photographs, cls, monkeypatch):
+    warnings = []
+    monkeypatch.setattr(image_processing_pil_vitf.logger, "warning_once", warnings.append)
+    pixels = np.array(photographs[2], dtype=np.float32)
+    process(cls, pixels, **RAW)
+    process(cls, pixels / 255, do_rescale=False, **RAW)
+    assert not warnings
+    process(cls, pixels / 255, **RAW)
+    assert "do_rescale=False" in warnings[0]
 
 
 @pytest.mark.parametrize("cls", CLASSES)
@@ -219,8 +249,12 @@ def test_other_numbers_of_channels(photographs, cls, channels):
 @pytest.mark.parametrize(
     ("image", "fields", "message"),
     [
-        (np.zeros((50, 60, 5), np.uint8), {}, "shape (50, 60, 5) does not have 1 or 3 or 4 channels"),
-        (np.zeros((50, 60, 3), np.uint8), {"image_mean": [0.5], "image_std": [0.5]}, "does not have 1 channels"),
+        (np.zeros((50, 60, 5), np.uint8), {}, "shape (50, 60, 5) does not have 1 to 4 channels"),
+        (
+            np.zeros((50, 60, 3), np.uint8),
+            {"image_mean": [0.5] * 5, "image_std": [0.5] * 5},
+            "does not have 5 channels",
+        ),
         (np.zeros((0, 60, 3), np.uint8), {}, "shape (0, 60, 3)"),
         (np.zeros((50, 60, 3), np.int64), {}, "torch.int64"),
         (np.full((50, 60, 4), 2.0), {}, "alpha"),
@@ -253,6 +287,33 @@ def test_bad_fields_are_named(fields, message):
     with pytest.raises(UserError) as caught:
         create_processor("vit_base_patch16_224", **fields)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("variant", "loader", "backend"),
+    [
+        ("vit_base_patch16_224", AutoImageProcessor, "torchvision"),
+        ("vit_base_patch16_224", AutoImageProcessor, "pil"),
+        ("timesformer_base_k400", AutoVideoProcessor, "torchvision"),
+    ],
+)
+def test_unknown_keys_of_a_processor_file_are_kept_with_a_warning(variant, loader, backend, tmp_path, caplog):
+    processor = create_processor(variant, backend=backend)
+    processor.save_pretrained(tmp_path)
+    (path,) = tmp_path.glob("*.json")
+    own = {"optimum_version": "1.2", "my_note": {"a": 1}, "crop_pcr": 0.5}
+    path.write_text(json.dumps({**json.loads(path.read_text()), **own, "to_dict": 3}))
+    choice = {"backend": backend} if loader is AutoImageProcessor else {}
+    logger.warning_once.cache_clear()
+    loaded = [loader.from_pretrained(tmp_path, **choice) for _ in range(2)][1]
+    for name in own:
+        assert sum(f"key {name!r}" in record.getMessage() for record in caplog.records) == 1, name
+    assert "Did you mean 'crop_pct'?" in caplog.text
+    assert loaded.crop_pct == processor.crop_pct
+    loaded.save_pretrained(tmp_path)
+    assert json.loads(path.read_text()) == {**json.loads(processor.to_json_string()), **own}
+    with pytest.raises(ValueError, match="unknown field 'crop_pcr'; did you mean 'crop_pct'"):
+        type(processor)(crop_pcr=0.5)
 
 
 def test_unknown_variant_names_the_nearest():
@@ -298,22 +359,14 @@ def test_saved_and_loaded(photographs, tmp_path, backend, cls, crop_pct):
     assert changed.crop_pct == 0.7
 
 
-def test_a_field_that_does_not_exist_in_a_file(tmp_path):
-    create_processor("deit_tiny_patch16_224").save_pretrained(tmp_path)
-    path = tmp_path / "preprocessor_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "croppct": 0.9}))
-    with pytest.raises(ValueError, match="'croppct'; did you mean 'crop_pct'"):
-        AutoImageProcessor.from_pretrained(tmp_path)
-
-
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_model_type_finds_the_processor(name, tmp_path):
     config = tiny_config(name)
     config.save_pretrained(tmp_path)
-    preparation = preparation_of(config)
-    (tmp_path / preparation.file).write_text('{"crop_pct": 0.7}')
-    for backend, cls in preparation.processors.items():
-        processor = preparation.auto_class.from_pretrained(tmp_path, backend=backend)
+    modality = modality_of(config)
+    (tmp_path / modality.file).write_text('{"crop_pct": 0.7}')
+    for backend, cls in modality.processors.items():
+        processor = modality.auto_processor.from_pretrained(tmp_path, backend=backend)
         assert type(processor) is cls
         assert processor.crop_pct == 0.7
 
@@ -339,7 +392,8 @@ import numpy as np
 from transformers import AutoImageProcessor
 import hf_vit_family
 image = np.arange(50 * 60 * 3, dtype=np.uint8).reshape(50, 60, 3)
-for processor in (hf_vit_family.create_processor("vit_base_patch16_224"), AutoImageProcessor.from_pretrained(sys.argv[1])):
+made = hf_vit_family.create_processor("vit_base_patch16_224")
+for processor in (made, AutoImageProcessor.from_pretrained(sys.argv[1])):
     assert type(processor).__name__ == "VitfImageProcessorPil", type(processor)
     np.save(sys.argv[1] + "/pixels.npy", processor(image, return_tensors="np").pixel_values)
 """

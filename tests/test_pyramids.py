@@ -1,4 +1,4 @@
-"""PVT, PVT v2 and Twins beside timm's and transformers' own: the same weights, the same results, there and back."""
+"""PVT, PVT v2 and Twins compared with timm's and transformers' own: the same weights and results, there and back."""
 
 import json
 import weakref
@@ -15,12 +15,12 @@ from test_goldens import convert
 from vit_family_launcher import main
 
 from hf_vit_family import ARCHITECTURES
-from hf_vit_family.conversion import ConversionError, convert_checkpoint, export_checkpoint
+from hf_vit_family.conversion.convert import ConversionError, convert_checkpoint, export_checkpoint
+from hf_vit_family.conversion.parity import compare
 from hf_vit_family.modeling.configuration_pvt_v2 import VitfPvtV2Config
 from hf_vit_family.modeling.configuration_twins import VitfTwinsConfig
 from hf_vit_family.modeling.image_processing_vitf import VitfImageProcessor
 from hf_vit_family.modeling.modeling_pvt import VitfPvtBackbone
-from hf_vit_family.parity import compare
 
 _SIZES = {"depths": (1, 2, 1, 2), "num_heads": (1, 2, 3, 4), "mlp_ratios": (2, 2, 2, 3)}
 _TIMM = {**_SIZES, "embed_dims": (8, 16, 24, 32), "sr_ratios": (8, 4, 2, 1), "num_classes": 5}
@@ -133,7 +133,7 @@ def test_transformers_loads_what_is_written_for_it_with_one_epsilon(tmp_path, fo
     peer, loading = transformers.AutoModelForImageClassification.from_pretrained(native, output_loading_info=True)
     assert not loading["missing_keys"]
     assert not loading["unexpected_keys"]
-    # transformers takes PVT's positions at the configured size alone.
+    # transformers takes PVT's positions only at the configured size.
     assert _equal(model, peer.double().eval(), (64, 64))
 
 

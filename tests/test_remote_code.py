@@ -19,11 +19,14 @@ from safetensors.torch import load_file
 from test_publish import contents, save_tiny
 from transformers import AutoImageProcessor, AutoVideoProcessor, pipeline
 
-from hf_vit_family.clean_process import collect, quiet_loading
-from hf_vit_family.publish import stage
+from hf_vit_family.loading import quiet_loading
+from hf_vit_family.publishing.clean_process import collect
+from hf_vit_family.publishing.publish import stage
 from hf_vit_family.registry import AUTO_CLASSES
 
 NOT_SAVED_AGAIN = {"LICENSE", "README.md"}
+# One process builds the world that these tests look at.
+pytestmark = pytest.mark.xdist_group("world")
 WAYS = ("remote", "registered", "remote-local")
 
 
@@ -56,7 +59,12 @@ def world(hub, tmp_path_factory):
     sources = {case: save_tiny(case, root / "source" / case) for case in PLAIN_CASES}
     hub.repositories["someone/deit"] = Repository(
         False,
-        [Commit("older", {"modeling_gone.py": b"", "model-00001-of-00001.safetensors": b"", "notes.txt": b"kept"})],
+        [
+            Commit(
+                "Publish with hf_vit_family 0",
+                {"modeling_gone.py": b"", "model-00001-of-00001.safetensors": b"", "notes.txt": b"kept"},
+            )
+        ],
     )
     hub.repositories["someone/public"] = Repository(False)
     for case in PLAIN_CASES:
@@ -117,8 +125,8 @@ def test_a_push_is_one_commit(world, hub):
         (1, 2, "repository id 'none' is malformed: expected OWNER/NAME"),
         (2, 2, "absent: no such folder"),
         (3, 0, ""),
-        (4, 2, "forbidden/model: the Hub did not take it"),
-        (5, 2, "broken/model: the Hub did not take it"),
+        (4, 2, "forbidden/model: the access token may not do this (403)"),
+        (5, 2, "broken/model: the Hub cannot be reached"),
         (6, 2, "someone/public exists and is public"),
         (7, 0, ""),
     ],
@@ -176,7 +184,7 @@ def test_saved_again_is_whole(world, hub, case, way, tmp_path):
     saved = contents(world["root"] / way / case)
     saved.pop("README.md", None)  # transformers writes an empty card where it pushes while saving
     assert saved == expected  # which loads: it is what the other tests load
-    # A configuration saved alone names no code that is not beside it.
+    # A configuration saved on its own names no code that is not next to it.
     alone = world["root"] / way / f"{case}-config"
     references = json.loads((alone / "config.json").read_text())["auto_map"]
     assert "AutoConfig" in references

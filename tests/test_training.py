@@ -2,7 +2,9 @@
 
 import json
 import math
+import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
@@ -19,18 +21,21 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 from vit_family_launcher import main
 
 from hf_vit_family import create_model
-from hf_vit_family.cards import Evaluation, Training
 from hf_vit_family.errors import UserError
+from hf_vit_family.evaluation.evaluate import evaluate_model
+from hf_vit_family.evaluation.metrics import HIGHER_IS_BETTER
 from hf_vit_family.modeling.modeling_cct import VitfCctForImageClassification
 from hf_vit_family.modeling.modeling_deit import VitfDeitForImageClassification
 from hf_vit_family.modeling.modeling_vit import VitfVitForImageClassification
-from hf_vit_family.training.classification import ClassificationObjective, make_loss, soft_targets
-from hf_vit_family.training.config import OptimizationOptions, RunOptions
+from hf_vit_family.options import make_options
+from hf_vit_family.publishing.cards import Evaluation, Training
+from hf_vit_family.publishing.publish import stage
+from hf_vit_family.training.config import ModelOptions, OptimizationOptions, RunOptions
 from hf_vit_family.training.launch import launch
 from hf_vit_family.training.loop import TrainingBatches, TrainingLoop
+from hf_vit_family.training.objectives.classification import ClassificationObjective, make_loss, soft_targets
 from hf_vit_family.training.optim import (
     WeightAverage,
-    decays,
     layer_depths,
     learning_rate,
     make_optimizer,
@@ -84,9 +89,24 @@ def test_output_folder_is_a_model_with_its_records(tmp_path):
     assert not list(output.glob(".*"))
 
 
+@pytest.mark.parametrize("mask", [0o022, 0o027])
+def test_saved_files_have_the_mode_of_new_files(tmp_path, mask):
+    before = os.umask(mask)
+    try:
+        train_tiny(tmp_path / "run", max_steps=1)
+        stage(tmp_path / "run", tmp_path / "staged", "owner/name", "apache-2.0")
+    finally:
+        os.umask(before)
+    for folder in ("run", "staged"):
+        files = [path for path in (tmp_path / folder).rglob("*") if path.is_file()]
+        assert any(path.suffix == ".safetensors" for path in files)
+        assert {oct(path.stat().st_mode & 0o777) for path in files} == {oct(0o666 & ~mask)}
+        folders = [path for path in ((tmp_path / folder), *(tmp_path / folder).rglob("*")) if path.is_dir()]
+        assert {oct(path.stat().st_mode & 0o777) for path in folders} == {oct(0o777 & ~mask)}
+
+
 def test_saved_weights_score_what_the_record_says(tmp_path):
-    from hf_vit_family.data import DataConfig, load_evaluation
-    from hf_vit_family.evaluation import evaluate_model
+    from hf_vit_family.data.load import DataConfig, load_evaluation
 
     output = tmp_path / "run"
     metrics = train_tiny(output, epochs=2, lr=3e-2)
@@ -169,8 +189,7 @@ def test_adapters_are_merged_into_a_plain_model(tmp_path):
     for name in expected:
         assert torch.linalg.matrix_rank(after[name] - before[name], rtol=1e-3) <= 2
     assert Evaluation.read(tmp_path / "lora").metrics == metrics
-    from hf_vit_family.data import DataConfig, load_evaluation
-    from hf_vit_family.evaluation import evaluate_model
+    from hf_vit_family.data.load import DataConfig, load_evaluation
 
     model = AutoModelForImageClassification.from_pretrained(tmp_path / "lora")
     processor = AutoImageProcessor.from_pretrained(tmp_path / "lora")
@@ -179,18 +198,19 @@ def test_adapters_are_merged_into_a_plain_model(tmp_path):
     assert again["loss"] == pytest.approx(metrics["loss"], rel=1e-5)
 
 
-def test_best_weights_are_saved_on_demand(tmp_path):
+@pytest.mark.parametrize(("best_metric", "choose"), [("accuracy", max), ("loss", min), ("ece", min)])
+def test_best_weights_are_saved_on_demand(tmp_path, best_metric, choose):
     options = {"epochs": 4, "lr": 1.0, "warmup_steps": 14, "clip_grad_norm": 1.0, "ema_decay": None}
-    metrics = train_tiny(tmp_path / "run", STILL_RUN, final_weights="best", best_metric="ece", **options)
+    metrics = train_tiny(tmp_path / "run", STILL_RUN, final_weights="best", best_metric=best_metric, **options)
     by_step = {line["step"]: line for line in read_lines(tmp_path / "run", "evaluation")}
-    best = max(by_step, key=lambda step: by_step[step]["ece"])
-    assert metrics["ece"] == by_step[best]["ece"]
+    best = choose(by_step, key=lambda step: by_step[step][best_metric])
+    assert metrics[best_metric] == by_step[best][best_metric]
     saved = safetensors.torch.load_file(tmp_path / "run" / "checkpoints" / f"step-{best:09d}" / "objective.safetensors")
     for name, tensor in weights(tmp_path / "run").items():
         assert torch.equal(tensor, saved[f"model.{name}"])
 
 
-def test_trained_folder_takes_new_classes_on_demand(tmp_path):
+def test_trained_folder_takes_the_classes_of_the_data(tmp_path, capsys):
     train_tiny(tmp_path / "base", max_steps=2)
     config_file = tmp_path / "base" / "config.json"
     small = AutoModelForImageClassification.from_pretrained(
@@ -199,13 +219,12 @@ def test_trained_folder_takes_new_classes_on_demand(tmp_path):
     small.save_pretrained(tmp_path / "base")
     assert len(json.loads(config_file.read_text())["id2label"]) == 4
     options = {"model": str(tmp_path / "base"), "set": {}, "drop_path_rate": None, "max_steps": 2}
-    with pytest.raises(UserError, match=r"10 classes.*--reset_head"):
-        train_tiny(tmp_path / "more", **options)
-    assert not (tmp_path / "more").exists()
     with pytest.raises(UserError, match="did you mean 'hidden_size'"):
         train_tiny(tmp_path / "more", **{**options, "set": {"hiden_size": 3}})
-    train_tiny(tmp_path / "more", reset_head=True, **options)
+    assert not (tmp_path / "more").exists()
+    train_tiny(tmp_path / "more", **options)
     assert weights(tmp_path / "more")["classifier.weight"].shape[0] == 10
+    assert "gets a new head for the classes of the data: 0, 1, 2" in capsys.readouterr().err
 
 
 class RecordingTracker(GeneralTracker):
@@ -285,7 +304,7 @@ def test_weight_average_follows_its_formula():
 
 def test_decay_leaves_norms_biases_positions_and_tokens_alone():
     model = VitfDeitForImageClassification(tiny_config("deit"))
-    decaying = {name for name, parameter in model.named_parameters() if decays(name, parameter)}
+    decaying = dict(model.named_parameters()).keys() - model.parameters_without_decay()
     inside = {
         f"deit.layers.{i}.{part}.weight"
         for i in range(2)
@@ -327,7 +346,29 @@ def test_layers_learn_at_rates_by_their_depth(model_class, case, depths):
     decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
     for name, parameter in model.named_parameters():
         assert scale[id(parameter)] == 0.5 ** (3 - found[name])
-        assert decay[id(parameter)] == (0.1 if decays(name, parameter) else 0.0)
+        assert decay[id(parameter)] == (0.0 if name in model.parameters_without_decay() else 0.1)
+
+
+# LeViT has a batch norm before its classifier, which sees one value of each channel for an image.
+_LEVIT_RUN = {
+    **STILL_RUN,
+    "model": "levit_128s",
+    "image_size": 32,
+    "set": {"hidden_sizes": [8, 16, 16], "depths": [1, 1, 1], "num_heads": [1, 1, 1], "key_dim": 4},
+    "epochs": 1,
+    "max_eval_samples": 5,
+    "warmup_steps": 0,
+}
+
+
+def test_a_last_batch_of_one_does_not_stop_a_run(tmp_path):
+    train_tiny(tmp_path, _LEVIT_RUN, max_train_samples=9, batch_size=4)
+    assert [line["step"] for line in read_lines(tmp_path, "train")] == [1, 2]
+
+
+def test_batches_that_are_too_small_for_batch_norms_are_refused(tmp_path):
+    with pytest.raises(UserError, match=r"batch_size=1 on each process: .* at least two images"):
+        train_tiny(tmp_path, _LEVIT_RUN, max_train_samples=4, batch_size=1)
 
 
 def test_one_rate_for_all_without_layer_decay():
@@ -431,19 +472,61 @@ class Pixels(Constant):
         return {"pixel_values": torch.randn(3, 32, 32, generator=generator), "labels": index % 5}
 
 
-def make_loop(objective, output, **options) -> TrainingLoop:
+def make_loop(objective, output, run=None, evaluate=None, **options) -> TrainingLoop:
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=options.get("gradient_accumulation_steps", 1))
     optimization = OptimizationOptions(batch_size=4, **options)
     batches = TrainingBatches(
         Pixels(24), torch.utils.data.default_collate, 4, optimization.gradient_accumulation_steps, 0, accelerator
     )
-    return TrainingLoop(objective, batches, optimization, RunOptions(output=str(output)), accelerator, identity={})
+    run = RunOptions(output=str(output), **(run or {}))
+    return TrainingLoop(objective, batches, optimization, run, accelerator, identity={}, evaluate=evaluate)
 
 
 def test_any_objective_plugs_in_and_hears_of_its_steps(tmp_path):
     objective = Counting(VitfVitForImageClassification(tiny_config("vit")))
     position = make_loop(objective, tmp_path, epochs=2, gradient_accumulation_steps=3).run()
     assert objective.steps == [1, 2, 3, 4] == list(range(1, position.step + 1))
+
+
+@pytest.mark.parametrize("metric", HIGHER_IS_BETTER)
+def test_the_best_value_of_each_metric_is_kept(tmp_path, metric):
+    values = [math.nan, 0.5, 0.2, 0.9, 0.2, 0.9]
+    given = iter(values)
+    loop = make_loop(
+        Counting(VitfVitForImageClassification(tiny_config("vit"))),
+        tmp_path,
+        run={"best_metric": metric},
+        evaluate=lambda objective: {metric: next(given)},
+        epochs=len(values),
+    )
+    position = loop.run()
+    best = (
+        max(values[1:]) if metric in ("accuracy", "top5_accuracy", "mean_per_class_accuracy", "real_accuracy") else 0.2
+    )
+    assert position.best_value == best
+    assert position.best_step == 6 * (values.index(best) + 1)
+
+
+def test_every_number_of_an_evaluation_has_a_direction():
+    labels = torch.arange(5).repeat(4)
+    batch = {"pixel_values": torch.randn(20, 5), "labels": labels}
+    model = nn.Linear(5, 5)
+    model.config = SimpleNamespace(num_labels=5)
+    model.forward = lambda pixel_values: SimpleNamespace(logits=nn.functional.linear(pixel_values, model.weight))
+    results = evaluate_model(model, [batch], progress=False, valid_labels=[[label] for label in labels.tolist()])
+    assert {name for name, value in results.items() if isinstance(value, float)} == set(HIGHER_IS_BETTER)
+
+
+@pytest.mark.parametrize(("epochs", "max_steps"), [(1, 20), (5, 4), (2, 12)])
+def test_max_steps_says_how_long_to_train(tmp_path, epochs, max_steps):
+    """As in transformers' Trainer: epochs follow, and the schedule ends with the last step. An epoch has 6 steps."""
+    objective = Counting(VitfVitForImageClassification(tiny_config("vit")))
+    loop = make_loop(objective, tmp_path, epochs=epochs, max_steps=max_steps, warmup_steps=2)
+    rates = [loop.learning_rate(step) for step in range(max_steps)]
+    position = loop.run()
+    assert objective.steps == list(range(1, max_steps + 1))
+    assert position.epoch == math.ceil(max_steps / 6)
+    assert rates == [learning_rate(step, max_steps, 2, 1e-3, 0.0, "cosine") for step in range(max_steps)]
 
 
 def test_gradients_are_clipped_after_accumulation(tmp_path):
@@ -509,8 +592,28 @@ def test_shipped_recipes_are_valid(name):
     recipe = RECIPES[name]
     options = TrainingOptions.from_values({**read_recipe(name), "output": name})
     assert options.flat()["model"] == recipe.options["model"]
+    options.objective.check_read()
     assert recipe.expected_time
     assert f"--recipe {name}" in recipe.command
+
+
+@pytest.mark.parametrize(
+    ("word", "value"),
+    [
+        ("true", True),
+        ("false", False),
+        ("1e-3", 1e-3),
+        ("3", 3),
+        ("gelu", "gelu"),
+        ("yes", "yes"),
+        ("no", "no"),
+        ("[1, true]", [1, True]),
+    ],
+)
+def test_words_of_set_are_read_as_yaml(word, value):
+    (options,) = make_options([ModelOptions], {"model": "any", "set": [f"field={word}"]})
+    assert options.set == {"field": value}
+    assert type(options.set["field"]) is type(value)
 
 
 def test_help_names_every_option(capsys):
@@ -542,6 +645,12 @@ BAD_INPUT = {
     "unknown option in a recipe": ("bath_size: 8", [], "did you mean 'batch_size'"),
     "no mapping": ("- 1", [], "does not map option names"),
     "not a number": ("{}", ["--lr", "fast"], "'lr' takes a number"),
+    "no finite number": ("{}", ["--min_lr", "nan"], "'min_lr' takes a number"),
+    "too large a number": ("warmup_epochs: 1" + 5000 * "0", [], "recipe"),
+    "negative": ("{}", ["--weight_decay", "-1"], "'weight_decay' is at least 0"),
+    "negative seed": ("{}", ["--seed", "-1"], "'seed' is at least 0"),
+    "negative batch": ("{}", ["--eval_batch_size", "-1"], "'eval_batch_size' is at least 1"),
+    "no probability": ("{}", ["--drop_path_rate", "2"], "'drop_path_rate' is at least 0"),
     "not whole": ("epochs: 1.5", [], "'epochs' takes a whole number"),
     "not one of": ("{}", ["--schedule", "cosin"], "cosine, linear, constant"),
     "unknown field": ("{}", ["--set", "hiden_size=3"], "hidden_size"),

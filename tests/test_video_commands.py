@@ -12,9 +12,9 @@ from video_files import make_frame, write_video
 from vit_family_launcher import main
 
 from hf_vit_family.errors import UserError
+from hf_vit_family.explain.plots import plot_comparison
+from hf_vit_family.explain.video_attention_maps import lay_out, overlays, video_relevance, video_rollout
 from hf_vit_family.modeling.video_processing_vitf import VitfVideoProcessor
-from hf_vit_family.plots import plot_comparison
-from hf_vit_family.video_attention import lay_out, overlays, video_relevance, video_rollout
 
 LABELS = {0: "jump", 1: "run", 2: "swim", 3: "sit", 4: "stand"}
 KINDS = ("divided_space_time", "joint_space_time", "space_only")
@@ -107,6 +107,17 @@ def test_mistakes_are_one_line(folder, clip, tmp_path, capsys, argv, message):
     assert message.format(**names) in lines[0]
 
 
+def test_predict_goes_on_after_a_broken_video(folder, clip, tmp_path, capsys):
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(b"no video")
+    assert main(["predict", clip, "--model", str(folder)]) == 0
+    expected = capsys.readouterr().out
+    assert main(["predict", str(broken), clip, "--model", str(folder)]) == 1
+    shown = capsys.readouterr()
+    assert shown.out == expected
+    assert f"vit-family predict: cannot read video {broken}: no video" in shown.err
+
+
 @pytest.mark.parametrize("method", ["rollout", "relevance"])
 def test_attend_writes_a_sheet_and_a_gif(folder, clip, tmp_path, method):
     output = tmp_path / "attention.png"
@@ -180,7 +191,9 @@ def test_overlays_share_one_scale():
 
 
 def test_train_on_moving_digits_and_go_on(tmp_path):
-    """The recipe runs through the common loop, saves a processor, and what it saved is evaluated, resumed, fine-tuned."""
+    """
+    The recipe runs through the common loop, saves a processor, and what it saved is evaluated, resumed, fine-tuned.
+    """
     output = str(tmp_path / "run")
     small = ["--set", "patch_size=16", "hidden_size=16", "num_hidden_layers=1", "num_attention_heads=2"]
     recipe = ["train", "--recipe", "moving_digits_timesformer", "--max_steps", "2", "--batch_size", "8", *small]

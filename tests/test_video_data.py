@@ -1,4 +1,6 @@
-"""Labelled videos: where they come from, which frames are taken, how they are varied, and what moving digits give away."""
+"""
+Labelled videos: where they come from, which frames are taken, how they are varied, and what moving digits give away.
+"""
 
 import csv
 import pickle
@@ -11,14 +13,15 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 from video_files import number_of, write_video
 
-from hf_vit_family.augmentation import AugmentationConfig, seeded, training_transform
-from hf_vit_family.data import DataConfig, load_data, load_evaluation, train_collate
+from hf_vit_family.data.augmentation import AugmentationConfig, seeded, training_transform
+from hf_vit_family.data.image_sets import IGNORED_LABEL
+from hf_vit_family.data.load import DataConfig, load_data, load_evaluation, train_collate
+from hf_vit_family.data.video_sources import MovingDigitsSource
 from hf_vit_family.errors import UserError
-from hf_vit_family.evaluation import average_views, evaluate_model
-from hf_vit_family.image_sets import IGNORED_LABEL
+from hf_vit_family.evaluation.evaluate import average_views, evaluate_model
 from hf_vit_family.modeling.video_processing_vitf import VitfVideoProcessor
-from hf_vit_family.video_sets import random_frames
-from hf_vit_family.video_sources import MovingDigitsSource
+from hf_vit_family.training.config import ModelOptions
+from hf_vit_family.training.setup import load_processor
 
 SIZE = {"height": 48, "width": 64}
 PLAIN = {"crop": "center", "horizontal_flip": 0.0, "num_workers": 0}
@@ -40,7 +43,7 @@ def folder(tmp_path_factory):
 
 
 def numbers(clip: torch.Tensor) -> list[int]:
-    """Which frames a normalised clip (T, C, H, W) consists of."""
+    """Finds the frames that a normalised clip (T, C, H, W) consists of."""
     return [number_of(((frame * 0.5 + 0.5) * 255).byte().permute(1, 2, 0).numpy()) for frame in clip]
 
 
@@ -158,19 +161,17 @@ def test_training_clips_follow_from_seed_and_epoch_with_any_number_of_workers(fo
     assert not torch.equal(epochs[0], epochs[2])
 
 
-@pytest.mark.parametrize("sampling", ["uniform", "dense", "segments"])
-@pytest.mark.parametrize("total", [1, 3, 8, 10, 100])
-def test_random_frames_are_in_order_and_reach_the_whole_video(sampling, total):
-    seen = set()
-    for seed in range(600):
-        with seeded(seed):
-            frames = random_frames(total, 8, sampling, 3)
-        assert len(frames) == 8
-        assert (np.diff(frames) >= 0).all()
-        seen |= set(frames.tolist())
-    assert seen <= set(range(total))
-    if total == 100 or (total > 8 and sampling != "dense"):
-        assert {min(seen), max(seen)} == {0, total - 1}
+def test_rates_are_options_of_a_run():
+    processor = load_processor(
+        ModelOptions(model="timesformer_base_k400"), DataConfig(sampling_fps=15.0, sampling_rate=4)
+    )
+    assert (processor.sampling_fps, processor.sampling_rate, processor.fps) == (15.0, 4, None)
+    processor = load_processor(ModelOptions(model="timesformer_base_k400"), DataConfig(fps=2.5))
+    # Eight frames, 12 apart, of which the last ends the window.
+    assert processor.frame_chooser()(1000, 30.0).tolist() == [0, 13, 27, 40, 54, 67, 81, 95]
+    for name in ("fps", "sampling_fps"):
+        with pytest.raises(UserError, match=f"^{name}=0.0 must be a number of frames a second above 0"):
+            DataConfig(**{name: 0.0})
 
 
 @pytest.mark.parametrize("policy", ["none", "randaugment", "trivialaugment", "autoaugment"])

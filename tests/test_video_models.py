@@ -1,4 +1,7 @@
-"""What models of clips can do beyond the common tests: start from image models, run in pipelines, be read from other libraries."""
+"""
+What models of clips can do beyond the common tests: start from image models, run in pipelines, be read from other
+libraries.
+"""
 
 import struct
 
@@ -8,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from models import VIDEO_CASES, architecture_of, fresh, random_pixels, tiny_config, tiny_model
+from models import VIDEO_CASES, architecture_of, fresh, random_pixels, randomise, tiny_config, tiny_model
 from safetensors.torch import load_file
 from transformers import (
     AutoModelForVideoClassification,
@@ -23,11 +26,13 @@ from transformers import (
 from vit_family_launcher import main
 
 from hf_vit_family import create_processor
-from hf_vit_family.attention import rollout
-from hf_vit_family.conversion import convert_checkpoint, export_checkpoint
+from hf_vit_family.conversion.convert import convert_checkpoint, export_checkpoint
+from hf_vit_family.conversion.parity import compare_models
+from hf_vit_family.conversion_scripts.convert_vivit import clip_of_table
 from hf_vit_family.errors import ConversionError, UnreadableCheckpointError
-from hf_vit_family.parity import compare_models
-from hf_vit_family.video_attention import video_relevance, video_rollout
+from hf_vit_family.explain.attention_maps import rollout
+from hf_vit_family.explain.video_attention_maps import video_relevance, video_rollout
+from hf_vit_family.modeling.configuration_vitf import pair
 
 PLAIN_VIDEO_CASES = [case for case in VIDEO_CASES if "-" not in case]
 
@@ -230,7 +235,7 @@ def test_embeddings_in_time_begin_again_after_their_period():
     with torch.no_grad():
         alone = model.xvit(clip).last_hidden_state
         twice = model.xvit(clip.repeat(1, 2, 1, 1, 1)).last_hidden_state
-    torch.testing.assert_close(twice, alone.repeat(1, 2, 1, 1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(twice, alone.repeat(1, 2, 1), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("image_case", ["vit", "deit-plain"])
@@ -242,7 +247,7 @@ def test_xvit_starts_from_an_image_model(image_case):
     clip = image[:, None].expand(-1, 3, -1, -1, -1)
     with torch.no_grad():
         seen, expected = model.xvit(clip).last_hidden_state, image_model.base_model(image).last_hidden_state
-    torch.testing.assert_close(seen, expected[:, None].expand_as(seen), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(seen, expected.repeat(1, 3, 1), rtol=1e-4, atol=1e-5)
     assert model(clip).logits.shape == (2, 7)
 
 
@@ -263,11 +268,19 @@ def test_xvit_names_fields_that_do_not_fit(fields, message):
 
 def test_xvit_asks_for_what_a_file_leaves_open():
     state_dict = golden.load("xvit", "k600_16frames_seg8").state_dict
-    with pytest.raises(ConversionError, match="num_attention_heads is not told by the checkpoint"):
+    with pytest.raises(ConversionError, match=r"num_attention_heads.* are not told by the checkpoint"):
         convert_checkpoint(state_dict)
-    fields = {"num_attention_heads": 6, "num_temporal_heads": 3, "segment_size": 8, "shift_div": 8}
-    model, report = convert_checkpoint(state_dict, **fields)
-    assert (report.architecture, model.config.num_frames, model.config.time_embedding_period) == ("xvit", 16, 8)
+    fields = {
+        "num_attention_heads": 6,
+        "num_temporal_heads": 3,
+        "segment_size": 8,
+        "shift_div": 8,
+        "mixing_layers": None,
+    }
+    for num_frames, period in ((16, 8), (8, None)):  # as many frames as the table has rows, or twice as many
+        model, report = convert_checkpoint(state_dict, num_frames=num_frames, **fields)
+        assert (report.architecture, model.config.time_embedding_period) == ("xvit", period)
+        assert model.config.num_frames == num_frames
 
 
 # What a model looks at
@@ -284,7 +297,7 @@ def test_attention_is_followed_through_space_and_time(case):
         assert each.shape == (2, model.config.num_frames, 4, 5)
         assert each.isfinite().all()
         assert (each >= 0).all()
-        # Each clip stands alone, and the frames of a tubelet are as one.
+        # No clip sees another, and the frames of a tubelet are as one.
         groups = each.unflatten(1, (-1, model.config.frame_stride))
         assert torch.equal(groups[:, :, :1].expand_as(groups), groups)
     torch.testing.assert_close(video_rollout(model, pixel_values[1:])[1], heat[1:])
@@ -400,6 +413,7 @@ def test_transformers_reads_the_folder_that_is_written_for_it(tmp_path, case):
         size=config.image_size,
         num_frames=config.num_frames,
         crop_pct=0.8,
+        crop_rounding="down",
         image_mean=[0.4, 0.5, 0.6],
         image_std=[0.2, 0.3, 0.4],
     )
@@ -416,12 +430,13 @@ def test_transformers_reads_the_folder_that_is_written_for_it(tmp_path, case):
         torch.testing.assert_close(native(ours).logits, model(ours).logits, atol=1e-5, rtol=1e-5)
     assert main(["convert", f"{tmp_path}/native", "--output", f"{tmp_path}/again"]) == 0
     again = AutoVideoProcessor.from_pretrained(tmp_path / "again")
+    assert again.crop_rounding == "down"
     for field in ("image_mean", "image_std", "crop_pct"):
         assert getattr(again, field) == pytest.approx(getattr(processor, field), abs=0.02)
 
 
 def _msgpack(value) -> bytes:
-    """What flax writes of nested dictionaries of arrays, numbers and texts."""
+    """Serialises nested dictionaries of arrays, numbers and texts as flax does."""
     if isinstance(value, dict):
         items = [_msgpack(part) for item in value.items() for part in item]
         return struct.pack(">BH", 0xDE, len(value)) + b"".join(items)
@@ -486,10 +501,86 @@ def test_damaged_flax_files_give_one_line(flax_checkpoint, damage):
         convert_checkpoint(path)
 
 
-def test_vivit_asks_for_what_a_flax_file_leaves_open():
+def _flax_vivit(case="vivit", **fields):
+    """A random model of ViViT, and its file as scenic names it."""
+    model = randomise(tiny_model(case, "ForVideoClassification", **fields))
+    return model, export_checkpoint(model)
+
+
+# Cases whose one table has places in space and time; what a user must say of those without a class token.
+_ONE_TABLE = {
+    "vivit": {},
+    "vivit-self": {"attention_order": "time_space"},
+    "vivit-dot": {"attention_type": "factorised_dot_product"},
+}
+
+
+@pytest.mark.parametrize("case", _ONE_TABLE)
+@pytest.mark.parametrize("grid", [(4, 2, 2), (16, 1, 1), (2, 2, 4), (3, 2, 3)])
+def test_vivit_asks_where_space_and_time_leave_several_readings(case, grid):
+    patch = pair(tiny_model(case).config.patch_size)
+    clip = {"num_frames": 2 * grid[0], "image_size": tuple(n * side for n, side in zip(grid[1:], patch, strict=True))}
+    model, state_dict = _flax_vivit(case, tubelet_size=2, **clip)
+    with pytest.raises(ConversionError, match="num_frames and image_size are not told") as error:
+        convert_checkpoint(state_dict, **_ONE_TABLE[case])
+    assert "--set num_frames=" in str(error.value)
+    if grid[1] == grid[2]:
+        assert f"{clip['num_frames']} frames of {clip['image_size'][0]} x {clip['image_size'][1]}" in str(error.value)
+        again, _ = convert_checkpoint(state_dict, num_frames=clip["num_frames"], **_ONE_TABLE[case])
+        assert pair(again.config.image_size) == clip["image_size"]
+    else:
+        with pytest.raises(ConversionError, match="--set image_size="):
+            convert_checkpoint(state_dict, num_frames=clip["num_frames"], **_ONE_TABLE[case])
+    again, _ = convert_checkpoint(state_dict, image_size=clip["image_size"], **_ONE_TABLE[case])
+    assert again.config.num_frames == clip["num_frames"]
+    pixels = torch.randn(1, clip["num_frames"], 3, *clip["image_size"])
+    with torch.no_grad():
+        assert torch.equal(model(pixels).logits, again(pixels).logits)
+    for wrong in ({**clip, "num_frames": clip["num_frames"] + 2}, {"image_size": (7 * patch[0], patch[1])}):
+        with pytest.raises(ConversionError, match="does not fit"):
+            convert_checkpoint(state_dict, **wrong, **_ONE_TABLE[case])
+
+
+@pytest.mark.parametrize("fields", [{}, {"hidden_size": 384}])
+@pytest.mark.parametrize("frames", [32, 16])
+def test_vivit_takes_the_clip_of_the_published_model_with_the_same_table(frames, fields):
+    known = {
+        "patch_size": (16, 16),
+        "tubelet_size": 2,
+        "attention_type": "joint_space_time",
+        "pooling": "cls",
+        **fields,
+    }
+    places = frames // 2 * 14 * 14
+    if frames == 32 and not fields:
+        assert clip_of_table(known, places, {}, "key") == {"num_frames": 32, "image_size": (224, 224)}
+    else:
+        with pytest.raises(ConversionError, match="num_frames and image_size are not told"):
+            clip_of_table(known, places, {}, "key")
+
+
+@pytest.mark.parametrize("representation_size", [None, 24])
+@pytest.mark.parametrize("case", [*_ONE_TABLE, "vivit-encoder", "vivit-encoder-mean"])
+def test_vivit_reads_filters_of_sampled_frames(case, representation_size):
+    """temporal_sampling of scenic, whose filter has no time axis, is a tubelet of one frame."""
+    model, state_dict = _flax_vivit(
+        case, tubelet_size=1, num_frames=4, representation_size=representation_size, image_size=(32, 32), patch_size=16
+    )
+    state_dict["embedding/kernel"] = state_dict["embedding/kernel"][0]
+    arguments = {"temporal_encoding_config": {"method": "temporal_sampling", "n_sampled_frames": 4}}
+    again, report = convert_checkpoint(state_dict, original_kwargs=arguments, **_ONE_TABLE.get(case, {}))
+    assert report.layout.endswith("_sampled_frames")
+    assert any("temporal_sampling" in note for note in report.notes)
+    pixels = torch.randn(2, 4, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(model(pixels).logits, again(pixels).logits)
+    back = export_checkpoint(again, report.layout)
+    assert back.keys() == state_dict.keys()
+    assert all(torch.equal(back[key], tensor) for key, tensor in state_dict.items())
+
+
+def test_vivit_asks_whether_its_attention_is_factorised():
     state_dict = golden.load("vivit", "model1_spacetime_nonsquare").state_dict
-    with pytest.raises(ConversionError, match="image_size is not told by the checkpoint"):
-        convert_checkpoint(state_dict)
     model, _ = convert_checkpoint(state_dict, image_size=(16, 24))
     assert (model.config.num_frames, model.config.attention_type) == (6, "joint_space_time")
     state_dict = golden.load("vivit", "model4_factorised_dot_product").state_dict

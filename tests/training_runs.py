@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import resource
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 
 from hf_vit_family.errors import UserError
 from hf_vit_family.training.run import TrainingOptions, train
+from hf_vit_family.training.stopping import Interrupted
 
 # The tests' processes share few cores, and these models are too small for threads.
 torch.set_num_threads(1)
@@ -77,6 +79,9 @@ def _child(values: dict[str, Any], file_size: int | None, message) -> None:
         train(TrainingOptions.from_values(values), "vit-family train")
     except UserError as error:
         message.put(str(error))
+    except Interrupted as stopped:
+        message.put(str(stopped))
+        sys.exit(stopped.exit_code)
 
 
 class Run:
@@ -89,7 +94,9 @@ class Run:
         self.process.start()
 
     def wait(self) -> str | None:
-        """Until it ends; returns the message of its UserError, if it had one. Anything else it failed with fails here."""
+        """
+        Until it ends; returns the message of its UserError, if it had one. Anything else it failed with fails here.
+        """
         self.process.join(timeout=300)
         assert self.process.exitcode == 0
         return None if self.message.empty() else self.message.get()

@@ -23,7 +23,7 @@ def make_frame(number: int, height: int = 48, width: int = 64) -> np.ndarray:
 
 
 def number_of(frame: np.ndarray) -> int:
-    """Which frame it is, whatever a codec made of it."""
+    """Tells which frame it is, whatever a codec made of it."""
     height, width = frame.shape[:2]
     edges = np.linspace(0, width, BITS + 1).astype(int)
     row = frame[height // 4]
@@ -45,23 +45,33 @@ def write_video(
     audio_seconds: float = 0.0,
     format: str | None = None,
     options: dict | None = None,
+    b_frames: int = 0,
+    codec_options: dict | None = None,
+    matrix: list[int] | None = None,
 ) -> None:
     """
     Encodes frames.
 
     Args:
         numbers: Of the frames. times: Of each, in seconds; evenly at `rate` by default. keyframes: Frames between them.
-        rotation: Degrees, as a phone would note it. audio_seconds: Of silence beside. options: Of the container.
+        rotation: Degrees, as a phone would note it. matrix: The whole display matrix, instead.
+        audio_seconds: Of silence next to the pictures. options: Of the container. codec_options: Of the encoder.
+        b_frames: Most frames in a row that refer to later ones.
     """
     target = file if isinstance(file, io.BytesIO) else str(file)
     with av.open(target, "w", format=format, options=options or {}) as container:
         stream = container.add_stream(codec, rate=rate)
         stream.height, stream.width, stream.pix_fmt = *size, pixel_format
         stream.codec_context.gop_size = keyframes
+        if b_frames:
+            stream.codec_context.max_b_frames = b_frames
+        stream.options = codec_options or {}
         base = Fraction(1, 1000) if times is not None else Fraction(1, rate)
         stream.codec_context.time_base = stream.time_base = base
         if rotation is not None:
             stream.set_display_rotation(rotation)
+        if matrix is not None:
+            stream.set_display_matrix(matrix)
         sound = container.add_stream("aac" if format != "webm" else "libopus", rate=48000) if audio_seconds else None
         for position, number in enumerate(numbers):
             frame = av.VideoFrame.from_ndarray(make_frame(number, *size), format="rgb24")

@@ -1,8 +1,9 @@
 """
 Time a variant against the same model of other libraries, in interleaved rounds of one run.
 
-The column "x ours" is the time of that library over ours, taken round by round: above 1, ours is the faster. Peak memory
-is measured in a process of its own for each side. A difference in parameters or FLOPs is shown: it is then not the same model.
+The column "x ours" is the time of that library over ours, taken round by round: above 1, ours is the faster. Peak
+memory is measured in a process of its own for each side. A difference in parameters or FLOPs is shown: it is then not
+the same model.
 
 --mode loop times a step of the training loop of this library against a bare PyTorch step instead.
 
@@ -13,14 +14,16 @@ examples:
 """
 
 import argparse
+from pathlib import Path
 
 import torch
 
-from ..benchmark import BenchmarkConfig, format_overhead, format_table, run_benchmark, to_json
+from ..benchmark.timing import BenchmarkConfig, format_overhead, format_table, run_benchmark, to_json
+from ..conversion.peers import PEERS
 from ..errors import UserError
-from ..files import write_text
-from ..peers import PEERS
-from .options import add_overrides, read_overrides
+from ..files import check_writable, write_text
+from ..notices import say
+from .arguments import add_overrides, read_overrides
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,11 +61,13 @@ def run(args: argparse.Namespace) -> None:
     )
     if config.mode == "loop":
         for variant in args.variants:
-            print(format_overhead(variant, config), flush=True)
+            say(format_overhead(variant, config))
         return
+    if args.json:
+        check_writable(Path(args.json).parent)
     results = {}
     for variant in args.variants:
         results[variant] = run_benchmark(variant, args.against, config)
-        print(format_table(variant, config, results[variant]), flush=True)
+        say(format_table(variant, config, results[variant]))
     if args.json:
         write_text(args.json, to_json(results, config))

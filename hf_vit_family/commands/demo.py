@@ -1,8 +1,8 @@
 """
 Train, measure, publish and look at a small classifier of handwritten digits, from the commands of this program.
 
-The data are the 1,797 scans that scikit-learn ships: no network is needed. Each step is printed as the command that does
-it, so that the demo is also a tour.
+The data are the 1,797 scans that scikit-learn ships: no network is needed. Each step is printed as the command that
+does it, so that the demo is also a tour.
 
 examples:
   vit-family demo --output demo
@@ -14,8 +14,10 @@ from pathlib import Path
 
 from vit_family_launcher import main
 
+from ..data.sources import open_source
 from ..errors import UserError
-from ..sources import open_source
+from ..files import check_writable
+from ..notices import say
 
 NUM_IMAGES = 6
 
@@ -28,6 +30,7 @@ def run(args: argparse.Namespace) -> int:
     output = args.output
     if output.exists():
         raise UserError(f"{output} exists; remove it, or choose another folder with --output")
+    check_writable(output)
     images = save_images(output / "images")
     model, published = output / "model", output / "published"
     for argv in (
@@ -38,13 +41,13 @@ def run(args: argparse.Namespace) -> int:
         ["predict", *images, "--model", published, "--top", "1"],
     ):
         command = [str(word) for word in argv]
-        print(f"\n$ vit-family {shlex.join(command)}", flush=True)
+        say(f"\n$ vit-family {shlex.join(command)}")
         if code := main(command):
             return code
-    print("\nThe same folder through transformers' Auto classes and pipeline:")
+    say("\nThe same folder through transformers' Auto classes and pipeline:")
     for path, guess in zip(images, reload(published, images), strict=True):
-        print(f"  {path.name}: {guess}")
-    print(f"\nEverything is in {output}/")
+        say(f"  {path.name}: {guess}")
+    say(f"\nEverything is in {output}/")
     for text, path in (
         ("model, processor and records", model),
         ("training curves", model / "curves.png"),
@@ -52,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
         ("attention", output / "attention.png"),
         ("what a Hub repository would hold, with its model card", published / "README.md"),
     ):
-        print(f"  {path}  {text}")
+        say(f"  {path}  {text}")
     return 0
 
 
@@ -67,12 +70,13 @@ def save_images(folder: Path) -> list[Path]:
 
 
 def reload(folder: Path, images: list[Path]) -> list[str]:
-    """What a fresh `AutoModelForImageClassification` in a pipeline says to the images."""
+    """Classifies the images by a fresh `AutoModelForImageClassification` in a pipeline."""
     from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 
     classify = pipeline(
         "image-classification",
-        model=AutoModelForImageClassification.from_pretrained(folder),
-        image_processor=AutoImageProcessor.from_pretrained(folder),
+        trust_remote_code=False,
+        model=AutoModelForImageClassification.from_pretrained(folder, trust_remote_code=False),
+        image_processor=AutoImageProcessor.from_pretrained(folder, trust_remote_code=False),
     )
     return [f"{best['label']} ({best['score']:.1%})" for best, *_ in classify([str(path) for path in images])]

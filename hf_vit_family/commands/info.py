@@ -12,9 +12,11 @@ import dataclasses
 import torch
 from transformers import PreTrainedConfig
 
-from ..benchmark import count_flops
+from ..benchmark.timing import count_flops
+from ..conversion.published import published_checkpoints
+from ..notices import say
 from ..variants import create_config, create_model, find_variant
-from .options import add_overrides, read_overrides
+from .arguments import add_overrides, read_overrides
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,29 +42,29 @@ def run(args: argparse.Namespace) -> None:
         "code": f"{architecture.conversion.SOURCE.repository}@{architecture.conversion.SOURCE.commit}, "
         f"{architecture.conversion.SOURCE.license}",
     }
-    print(args.variant)
+    say(args.variant)
     print_rows(rows)
-    print("\nconfiguration")
+    say("\nconfiguration")
     # What transformers' base class holds (return_dict, dtype, ...) says nothing about the architecture.
     general = {field.name for field in dataclasses.fields(PreTrainedConfig)}
     own = [field.name for field in dataclasses.fields(config) if field.name not in general]
     print_rows({name: getattr(config, name) for name in own if not name.startswith("_")})
-    print("\npreprocessing")
+    say("\npreprocessing")
     print_rows(architecture.config_class.preprocessing(args.variant))
-    print("\ncheckpoints")
+    say("\ncheckpoints")
     checkpoints = {
         key: checkpoint
-        for key, checkpoint in architecture.conversion.CHECKPOINTS.items()
+        for key, checkpoint in published_checkpoints(architecture.name).items()
         if key.partition(".")[0] == args.variant
     }
     for key, checkpoint in checkpoints.items():
         top1 = f"{checkpoint.top1}% top-1 on ImageNet-1k ({checkpoint.top1_source})" if checkpoint.top1 else "no top-1"
-        print(f"  {key}: {checkpoint.url}\n    weights: {checkpoint.license}; {top1}")
+        say(f"  {key}: {checkpoint.url}\n    weights: {checkpoint.license}; {top1}")
     if not checkpoints:
-        print("  none published")
+        say("  none published")
 
 
 def print_rows(rows: dict) -> None:
     width = max(map(len, rows))
     for name, value in rows.items():
-        print(f"  {name:<{width}}  {value}")
+        say(f"  {name:<{width}}  {value}")

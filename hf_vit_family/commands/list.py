@@ -9,6 +9,7 @@ examples:
 import argparse
 
 from ..errors import UserError
+from ..notices import say
 from ..variants import list_variants
 
 
@@ -20,4 +21,4 @@ def run(args: argparse.Namespace) -> None:
     names = list_variants(args.pattern)
     if not names:
         raise UserError(f"no variant matches {args.pattern!r}; 'vit-family list' shows all")
-    print("\n".join(names))
+    say("\n".join(names))

@@ -1,39 +1,73 @@
-"""Checkpoints of a run that appear whole or not at all, and from which it goes on exactly where it was."""
+"""Checkpoints of a run: each appears whole or not at all, damage is noticed, and nothing in them can run code."""
 
+import hashlib
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import safetensors.torch
 import torch
 from accelerate import Accelerator
-from torch import nn
+from accelerate.utils import broadcast
 
+from .. import files
 from ..errors import UserError
-from ..files import sync_folder
-from .objective import Frozen
+from ..files import apply_umask, sync_folder, write_text
+from ..notices import say
 
 PROGRESS = "progress.json"
-WEIGHTS = "objective.safetensors"
+# Raised when a checkpoint comes to hold other files or values. Version 1 held pickles.
+FORMAT = 2
+# Names in front of `step-...`: being written, being deleted, and set aside because it was damaged.
+UNFINISHED, DELETING, DAMAGED = "unfinished-", "deleting-", "damaged-"
+
+_STEP = re.compile(r"step-(\d{9,})")
+_LEFTOVER = re.compile(rf"({UNFINISHED}|{DELETING}){_STEP.pattern}")
+_OURS = re.compile(rf"({UNFINISHED}|{DELETING}|{DAMAGED})?{_STEP.pattern}")
+
+
+class OtherFormatError(UserError):
+    """A checkpoint of another version."""
+
+
+# Tensors by file: "objective" is the file objective.safetensors.
+Tensors = dict[str, dict[str, torch.Tensor]]
 
 
 def step_folder(step: int) -> str:
     return f"step-{step:09d}"
 
 
+def _matching(folder: Path, pattern: re.Pattern) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if pattern.fullmatch(path.name) and path.is_dir())
+
+
+def checkpoint_folders(folder: Path) -> list[Path]:
+    """Everything that a run has written into its folder `checkpoints`: whole, unfinished and damaged checkpoints."""
+    return _matching(folder, _OURS)
+
+
+def _checksum(values: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
 class Checkpoints:
     """
     The folder `checkpoints` of a run: one `step-...` for each checkpoint kept.
 
-    A checkpoint is what Accelerate's `save_state` writes (model, optimiser, gradient scaler, random numbers of every
-    process, and objects registered for checkpointing, such as the moving average) and `progress.json`. It is written
-    under another name, flushed to the disk and renamed, so that whatever has its name is complete.
+    A checkpoint is files of tensors (`objective.safetensors` and so on) and `progress.json`, which holds everything
+    else and the size and checksum of every file. It is written under another name, flushed to the disk and renamed, so
+    that whatever has its name is complete. It is deleted the other way round.
 
     Args:
         folder: Where they lie.
-        accelerator: Has prepared the objective.
+        accelerator: Its main process reads and writes; the others wait for it.
         limit: How many are kept; the best is kept besides.
     """
 
@@ -41,98 +75,189 @@ class Checkpoints:
         self.folder = folder
         self.accelerator = accelerator
         self.limit = limit
-        accelerator.register_save_state_pre_hook(self._save_weights)
-        accelerator.register_load_state_pre_hook(self._load_weights)
+        self._undeletable: set[Path] = set()
 
     def steps(self) -> list[int]:
-        """The steps that have a checkpoint, in order."""
-        return sorted(int(path.name.removeprefix("step-")) for path in self.folder.glob("step-*"))
+        """
+        The steps that have a checkpoint, in order. Other folders, such as a copy `step-000000036.bak`, do not count.
+        """
+        return sorted(int(_STEP.fullmatch(path.name)[1]) for path in _matching(self.folder, _STEP))
 
     def progress(self, step: int) -> dict[str, Any]:
-        """What `save` was given for a step."""
-        return json.loads((self.folder / step_folder(step) / PROGRESS).read_text())
+        """
+        What `save` was given for a step.
 
-    def save(self, step: int, progress: dict[str, Any], best_step: int | None) -> None:
+        Raises:
+            UserError: if the file is damaged, or was written by a version whose checkpoints can hold code.
+        """
+        path = self.folder / step_folder(step) / PROGRESS
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path} cannot be read ({' '.join(str(error).split())})") from error
+        if not isinstance(values, dict):
+            raise UserError(f"{path} holds no JSON object")
+        if values.get("format") != FORMAT:
+            raise OtherFormatError(
+                f"{path.parent} was written by another version of hf_vit_family, in a format that is not read here: "
+                "finish the run with that version, or start over with --overwrite or another output"
+            )
+        if values.pop("sha256", None) != _checksum(values):
+            raise UserError(f"{path} is damaged: its checksum differs")
+        files = values.get("files")
+        if not isinstance(files, dict) or any(Path(name).name != name for name in files):
+            raise UserError(f"{path} is damaged: it does not name the files next to it")
+        return values
+
+    def save(self, step: int, tensors: Tensors, progress: dict[str, Any], best_step: int | None) -> None:
         """
         Writes the checkpoint of a step and deletes those beyond the limit. Every process calls it.
 
+        Where the step has a checkpoint already, only its progress is written anew: weights are a function of the step.
+
         Args:
+            tensors: By file, then by name. Those of the main process are written.
             progress: Whatever JSON can hold; `progress(step)` returns it.
             best_step: The step whose checkpoint is kept whatever its age.
 
         Raises:
             UserError: if it cannot be written, for example because the disk is full; earlier checkpoints are untouched.
         """
-        if step in self.steps():  # a finished run that was resumed
-            return
-        final = self.folder / step_folder(step)
-        unfinished = self.folder / f"unfinished-{final.name}"
-        try:
-            if self.accelerator.is_main_process:
-                self.discard_unfinished()
-                unfinished.mkdir(parents=True)
-            self.accelerator.wait_for_everyone()
-            self.accelerator.save_state(str(unfinished))
-            self.accelerator.wait_for_everyone()
-            if self.accelerator.is_main_process:
-                (unfinished / PROGRESS).write_text(json.dumps(progress, indent=2))
-                sync_folder(unfinished)
-                os.rename(unfinished, final)
-                sync_folder(self.folder, recursive=False)
-        except (OSError, RuntimeError, safetensors.SafetensorError) as error:
-            # torch and safetensors report a full disk as errors of their own.
-            shutil.rmtree(unfinished, ignore_errors=True)
-            raise UserError(
-                f"checkpoint of step {step} cannot be written to {self.folder}: {error}; earlier checkpoints are whole: "
-                "make room and go on with --resume"
-            ) from error
         if self.accelerator.is_main_process:
+            unfinished = self.folder / (UNFINISHED + step_folder(step))
+            try:
+                if step in self.steps():
+                    self._write_progress(step_folder(step), {"files": self.progress(step)["files"], **progress})
+                else:
+                    self._write(unfinished, tensors, progress)
+            except (OSError, RuntimeError, safetensors.SafetensorError) as error:
+                # torch and safetensors report a full disk as errors of their own.
+                shutil.rmtree(unfinished, ignore_errors=True)
+                raise UserError(
+                    f"checkpoint of step {step} cannot be written to {self.folder}: {error}; earlier checkpoints are "
+                    f"whole: make room and go on with --resume"
+                ) from error
             for old in self.steps()[: -self.limit]:
                 if old != best_step:
-                    shutil.rmtree(self.folder / step_folder(old))
+                    self._delete(self.folder / step_folder(old))
         self.accelerator.wait_for_everyone()
 
-    def load(self, step: int) -> None:
-        """Puts every prepared object back to where it was after a step. Raises UserError for another architecture."""
-        self.accelerator.load_state(str(self.folder / step_folder(step)))
+    def _write(self, unfinished: Path, tensors: Tensors, progress: dict[str, Any]) -> None:
+        final = self.folder / unfinished.name.removeprefix(UNFINISHED)
+        if unfinished.exists():
+            shutil.rmtree(unfinished)
+        unfinished.mkdir(parents=True)
+        written = {}
+        for stem, named in tensors.items():
+            path = unfinished / f"{stem}.safetensors"
+            safetensors.torch.save_file(named, str(path))
+            written[path.name] = self._facts(path)
+        self._write_progress(unfinished.name, {"files": written, **progress})
+        apply_umask(unfinished)
+        sync_folder(unfinished)
+        os.rename(unfinished, final)
+        sync_folder(self.folder, recursive=False)
 
-    def discard_unfinished(self) -> None:
-        """Deletes what a killed run was writing."""
-        for path in self.folder.glob("unfinished-*"):
-            shutil.rmtree(path)
+    def _write_progress(self, folder: str, values: dict[str, Any]) -> None:
+        values = json.loads(json.dumps({"format": FORMAT, **values}))  # as they will be read: tuples become lists
+        write_text(self.folder / folder / PROGRESS, json.dumps({**values, "sha256": _checksum(values)}, indent=2))
+        sync_folder(self.folder / folder, recursive=False)
 
-    # Accelerate would write the wrapped module, with names that depend on the number of processes, and frozen teachers.
-    # FSDP and DeepSpeed have saved or loaded their shards themselves before these hooks run, and leave nothing here.
+    @staticmethod
+    def _facts(path: Path) -> dict[str, Any]:
+        with path.open("rb") as file:
+            return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
-    def _save_weights(self, models: list[nn.Module], weights: list[dict[str, torch.Tensor]], folder: str) -> None:
-        for model, _ in zip(models, list(weights), strict=False):
-            weights.pop()
-            if self.accelerator.is_main_process:
-                state = trainable_state(self.accelerator.unwrap_model(model))
-                safetensors.torch.save_file(state, str(Path(folder) / WEIGHTS))
+    def _delete(self, path: Path) -> None:
+        """Deletes a checkpoint. One that cannot be deleted stays, and the run goes on: it says so once."""
+        doomed = path if _LEFTOVER.fullmatch(path.name) else path.with_name(DELETING + path.name)
+        try:
+            if doomed != path:
+                os.rename(path, doomed)
+            shutil.rmtree(doomed)
+        except OSError as error:
+            if path not in self._undeletable:
+                self._undeletable.add(path)
+                self._say(f"{path} cannot be deleted ({error.strerror or error}): the run goes on")
 
-    def _load_weights(self, models: list[nn.Module], folder: str) -> None:
-        while models:
-            objective = self.accelerator.unwrap_model(models.pop())
-            state = safetensors.torch.load_file(str(Path(folder) / WEIGHTS))
-            expected = trainable_state(objective)
-            wrong = sorted(
-                name
-                for name in state.keys() | expected.keys()
-                if name not in state or name not in expected or state[name].shape != expected[name].shape
+    def _say(self, text: str) -> None:
+        if self.accelerator.is_main_process:
+            say(text)
+
+    def damage(self, step: int) -> str | None:
+        """Says what is wrong with the files of a checkpoint; None if they are as they were written."""
+        folder = self.folder / step_folder(step)
+        for name, facts in self.progress(step)["files"].items():
+            try:
+                if self._facts(folder / name) != facts:
+                    return f"{folder / name} is damaged: its size or checksum differs"
+            except OSError as error:
+                return f"{folder / name} cannot be read ({error.strerror})"
+        return None
+
+    def newest(self) -> int | None:
+        """
+        The newest step whose checkpoint is whole; None if there is no checkpoint. Every process calls it.
+
+        Damaged ones are renamed to `damaged-step-...`, with a notice.
+
+        Raises:
+            UserError: if all are damaged, or written by another version.
+        """
+        step = self._newest_whole() if self.accelerator.is_main_process else None
+        found = torch.tensor(-1 if step is None else step, device=self.accelerator.device)
+        step = int(broadcast(found))
+        return None if step < 0 else step
+
+    def _newest_whole(self) -> int | None:
+        damaged = []
+        for step in reversed(self.steps()):
+            try:
+                problem = self.damage(step)
+            except OtherFormatError:
+                raise
+            except UserError as error:
+                problem = str(error)
+            if problem is None:
+                for wrong in damaged:
+                    self._set_aside(wrong)
+                return step
+            self._say(f"{problem}: trying the checkpoint before it")
+            damaged.append(step)
+        if damaged:
+            raise UserError(
+                f"no checkpoint in {self.folder} is whole: restore one of them, or start over with --overwrite"
             )
-            if wrong:
-                raise UserError(
-                    f"{folder} is a checkpoint of another architecture: {wrong[0]!r} differs, and {len(wrong) - 1} more"
-                )
-            objective.load_state_dict(state, strict=False)
+        return None
 
+    def _set_aside(self, step: int) -> None:
+        name = step_folder(step)
+        try:
+            if (self.folder / (DAMAGED + name)).exists():  # the same step was damaged before
+                shutil.rmtree(self.folder / (DAMAGED + name))
+            os.rename(self.folder / name, self.folder / (DAMAGED + name))
+        except OSError as error:
+            raise UserError(
+                f"{self.folder / name} is damaged and cannot be renamed ({error.strerror}): move it away"
+            ) from error
 
-def trainable_state(objective: nn.Module) -> dict[str, torch.Tensor]:
-    """The state of an objective without its frozen modules; tensors are contiguous and shared by no two names."""
-    frozen = tuple(name + "." for name, module in objective.named_modules() if isinstance(module, Frozen))
-    return {
-        name: tensor.detach().clone(memory_format=torch.contiguous_format)
-        for name, tensor in objective.state_dict().items()
-        if not name.startswith(frozen)
-    }
+    def read(self, step: int) -> Tensors:
+        """
+        The tensors that `save` was given for a step, on the CPU.
+
+        Raises:
+            UserError: if a file is damaged.
+        """
+        if (problem := self.damage(step)) is not None:
+            raise UserError(problem)
+        folder = self.folder / step_folder(step)
+        return {Path(name).stem: safetensors.torch.load_file(folder / name) for name in self.progress(step)["files"]}
+
+    def discard_leftovers(self) -> None:
+        """Deletes what a killed run was writing or deleting. Every process may call it."""
+        if not self.accelerator.is_main_process:
+            return
+        for path in _matching(self.folder, _LEFTOVER):
+            self._delete(path)
+        for path in self.folder.glob(f"step-*/.{PROGRESS}{files.UNFINISHED}*"):
+            path.unlink(missing_ok=True)

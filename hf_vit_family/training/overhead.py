@@ -1,4 +1,4 @@
-"""What the training loop costs beside a bare PyTorch step."""
+"""Measures what the training loop costs compared with a bare PyTorch step."""
 
 import statistics
 import tempfile
@@ -12,9 +12,9 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from .classification import ClassificationObjective, make_loss
 from .config import OptimizationOptions, RunOptions
 from .loop import Log, TrainingBatches, TrainingLoop
+from .objectives.classification import ClassificationObjective, make_loss
 
 
 @dataclass
@@ -45,9 +45,9 @@ class _Repeated(Dataset):
 
 def loop_overhead(model: PreTrainedModel, shape: tuple[int, int, int], batch_size: int, steps: int = 30) -> Overhead:
     """
-    Times steps of the loop (random numbers, schedule, forward, backward, optimiser, metrics, progress bar) and bare PyTorch
-    steps (forward, backward, optimiser) of the same model, optimiser and batch, in turns: neighbours share the machine's
-    moods. Both leave out loading. The model is changed.
+    Times steps of the loop (random numbers, schedule, forward, backward, optimiser, metrics, progress bar) and bare
+    PyTorch steps (forward, backward, optimiser) of the same model, optimiser and batch, in turns: neighbours share the
+    machine's moods. Both leave out loading. The model is changed.
 
     Args:
         model: An image classifier. shape: (channels, H, W) of an image. batch_size: Images in a step.

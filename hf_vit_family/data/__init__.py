@@ -1,0 +1,1 @@
+"""Labelled images and videos: where they lie, how they are read, and how they are varied for training."""

@@ -1,0 +1,1 @@
+"""Model folders on the Hub: cards, staging, the check in a clean process, the push."""

@@ -1,0 +1,1 @@
+"""The objectives that training minimises, one module for each."""
