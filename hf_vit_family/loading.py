@@ -6,6 +6,7 @@ a folder of this library. A model to fine-tune also gets a head and other fields
 """
 
 import contextlib
+import difflib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -234,6 +235,9 @@ def load_encoder(
         return _random_encoder(model, device, pooling or "model", dict(overrides or {}), seed)
     if overrides:
         raise UserError(f"fields can be set of a variant only: {model} has its weights for those that it has")
+    near = difflib.get_close_matches(model, list_variants(), n=1, cutoff=0.9)
+    if near and not Path(model).exists():  # no name of OWNER/NAME is that near: the Hub need not be asked
+        raise UserError(f"{model}: no such folder or variant; did you mean {near[0]!r}?")
     processor = _load(_modality(model, revision).auto_processor, model, revision, trust_remote_code)
     encoder, info = _load(
         AutoModel, model, revision, trust_remote_code, output_loading_info=True, ignore_mismatched_sizes=True

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from architectures import DOSSIERS
 from dossier import Dossier
+from torch import nn
 from transformers import PreTrainedModel
 
 from hf_vit_family import ARCHITECTURES
@@ -77,6 +78,17 @@ def fresh(model: PreTrainedModel) -> PreTrainedModel:
     new = type(model)(config).to(model.dtype)
     new.load_state_dict(model.state_dict())
     return new.eval()
+
+
+def assert_same_weights(found: nn.Module, expected: nn.Module) -> None:
+    """
+    The same parameters and buffers, bit for bit. Outputs are then equal but for their last bits: where tensors lie in
+    memory, which is elsewhere in a model that was loaded, decides which instructions some processors take.
+    """
+    tensors = expected.state_dict()
+    assert found.state_dict().keys() == tensors.keys()
+    for name, tensor in found.state_dict().items():
+        assert torch.equal(tensor, tensors[name]), name
 
 
 def size_multiple(config: VitfConfig) -> tuple[int, int]:

@@ -13,7 +13,7 @@ from models import PLAIN_CASES, VIDEO_CASES, tiny_model
 from test_training import forget_accelerate, losses, weights  # noqa: F401 - a fixture that applies to all tests
 from test_training_resume import check_killed_run
 from torch import nn
-from training_runs import STILL_RUN, TINY_RUN, read_lines, train_tiny
+from training_runs import STILL_RUN, TINY_RUN, read_lines, train_in_two, train_tiny
 from transformers import AutoModelForImageClassification
 
 from hf_vit_family.conversion.convert import convert_checkpoint, export_checkpoint
@@ -24,7 +24,6 @@ from hf_vit_family.modeling.configuration_vitf import pair
 from hf_vit_family.publishing.cards import Training
 from hf_vit_family.publishing.publish import stage
 from hf_vit_family.training.config import ObjectiveOptions
-from hf_vit_family.training.launch import launch
 from hf_vit_family.training.objectives.contrastive import (
     ByolObjective,
     Head,
@@ -635,7 +634,7 @@ def test_two_processes_equal_one(name, tmp_path):
     """In a few steps: batch norms make the more of what rounding leaves, the longer a run is."""
     given = {**STILL, **OWN.get(name, {}), "objective": name, "eval_batch_size": 10, "lr": 0.005, "epochs": 1}
     train_tiny(tmp_path / "one", given, batch_size=16)
-    launch({**given, "output": str(tmp_path / "two"), "batch_size": 8}, "vit-family train", processes=2)
+    train_in_two(tmp_path / "two", given, batch_size=8)
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
     first, second = (read_lines(tmp_path / folder, "evaluation") for folder in ("one", "two"))
     assert [line["loss"] for line in second] == pytest.approx([line["loss"] for line in first], rel=1e-4)

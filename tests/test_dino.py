@@ -17,7 +17,7 @@ from test_training import forget_accelerate, losses, weights  # noqa: F401 - a f
 from test_training_resume import check_killed_run
 from torch import nn
 from torchvision.transforms.v2 import functional
-from training_runs import STILL_RUN, TINY_RUN, read_lines, train_tiny
+from training_runs import STILL_RUN, TINY_RUN, read_lines, train_in_two, train_tiny
 from transformers import AutoModelForImageClassification
 
 from hf_vit_family.conversion.convert import convert_checkpoint, export_checkpoint
@@ -27,7 +27,6 @@ from hf_vit_family.modeling.configuration_vitf import pair
 from hf_vit_family.publishing.cards import Evaluation, Training
 from hf_vit_family.publishing.publish import stage
 from hf_vit_family.training.config import ObjectiveOptions, OptimizationOptions, RunOptions
-from hf_vit_family.training.launch import launch
 from hf_vit_family.training.loop import TrainingLoop
 from hf_vit_family.training.objectives.dino import DinoHead, DinoObjective
 from hf_vit_family.training.objectives.views import gaussian_blur, grey, rotate_hue, stack_views
@@ -339,7 +338,7 @@ def test_two_processes_and_two_parts_of_a_batch_equal_one(tmp_path, forget_accel
     train_tiny(tmp_path / "one", STILL, batch_size=16, **options)
     forget_accelerate()
     train_tiny(tmp_path / "parts", STILL, batch_size=8, gradient_accumulation_steps=2, **options)
-    launch({**STILL, "output": str(tmp_path / "two"), "batch_size": 8, **options}, "vit-family train", processes=2)
+    train_in_two(tmp_path / "two", STILL, batch_size=8, **options)
     centers = {}
     for folder in ("one", "parts", "two"):
         assert losses(tmp_path / folder) == pytest.approx(losses(tmp_path / "one"), rel=1e-3)

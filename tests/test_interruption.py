@@ -9,22 +9,24 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
+import torch
 import yaml
 from kill_trial import trial
 from test_training_resume import assert_same_run
 from training_runs import TINY_RUN, Run, train_tiny
 
 from hf_vit_family.data.image_sets import EvaluationImages
-from hf_vit_family.training.stopping import Interrupted
+from hf_vit_family.training.stopping import Interrupted, StopRequest, StopRequested
 
 # Of several epochs, with checkpoints that are due far apart.
 LONG = {"epochs": 100, "checkpoint_steps": 1000, "max_steps": 24}
 
 
-def wait_for(condition, seconds: float = 800.0) -> None:
+def wait_for(condition, seconds: float = 300.0) -> None:
     """Until a condition holds."""
     ends = time.monotonic() + seconds
     while not condition():
@@ -59,7 +61,7 @@ class Command:
 
     def end(self) -> tuple[int, str]:
         """Exit code, and what it said on standard error; nothing of its group may be left."""
-        _, said = self.process.communicate(timeout=800)
+        _, said = self.process.communicate(timeout=300)
         wait_for(lambda: not group(self.process.pid))
         return self.process.returncode, said
 
@@ -167,3 +169,21 @@ def test_killed_runs_end_with_the_same_bits(tmp_path):
     line, wrong = trial(6, 1, tmp_path)
     assert not wrong
     assert line.endswith("6 ended with the same bits")
+
+
+def test_a_signal_that_comes_while_processes_agree_is_heard_at_the_next_check(monkeypatch):
+    """What they agreed on does not hold it, and the others would go on without the one that obeyed it at once."""
+    signals = iter([signal.SIGTERM, 0])
+
+    def agree(number, *_, **__):
+        if due := next(signals):
+            os.kill(os.getpid(), due)
+
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_backend", lambda: "gloo")
+    monkeypatch.setattr(torch.distributed, "all_reduce", agree)
+    with StopRequest(SimpleNamespace(is_main_process=False)) as stop:
+        stop.check()
+        with pytest.raises(StopRequested):
+            stop.check()
+    assert stop.number == signal.SIGTERM

@@ -7,7 +7,7 @@ import pytest
 import timm
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from models import random_pixels, tiny_model
+from models import assert_same_weights, random_pixels, tiny_model
 from torch import nn
 from transformers import (
     AutoModelForImageClassification,
@@ -103,9 +103,10 @@ def test_a_fused_model_is_saved_and_loaded_as_such(tmp_path):
     loaded, report = AutoModelForImageClassification.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(report.values()), report
     assert loaded.config.fused
+    assert_same_weights(loaded, model)
     pixel_values = random_pixels(model.config)
     with torch.no_grad():
-        assert torch.equal(loaded(pixel_values).logits, model(pixel_values).logits)
+        torch.testing.assert_close(loaded(pixel_values).logits, model(pixel_values).logits)
 
 
 def test_no_other_layout_takes_a_fused_model():

@@ -10,7 +10,7 @@ from models import PLAIN_CASES, architecture_of, tiny_config, tiny_model
 from PIL import Image
 from test_training import forget_accelerate, losses, weights  # noqa: F401 - a fixture that applies to all tests
 from test_training_resume import check_killed_run
-from training_runs import STILL_RUN, TINY_RUN, read_lines, train_tiny
+from training_runs import STILL_RUN, TINY_RUN, read_lines, train_in_two, train_tiny
 from transformers import AutoBackbone, AutoModelForImageClassification, AutoModelForMaskedImageModeling
 
 from hf_vit_family.conversion.convert import convert_checkpoint
@@ -19,7 +19,6 @@ from hf_vit_family.loading import load_saved_model
 from hf_vit_family.modeling.configuration_vitf import pair
 from hf_vit_family.publishing.cards import Evaluation, Training
 from hf_vit_family.publishing.publish import stage
-from hf_vit_family.training.launch import launch
 from hf_vit_family.training.objectives.masked_images import (
     BlockGrid,
     BlockMaskCollate,
@@ -300,7 +299,7 @@ def test_a_killed_run_ends_with_the_same_bits(name, tmp_path):
 def test_two_processes_equal_one(name, model, fields, tmp_path):
     given = {**STILL, **OWN[name], "objective": name, "model": model, "set": {**STILL["set"], **fields}}
     train_tiny(tmp_path / "one", given, batch_size=16, epochs=2)
-    launch({**given, "output": str(tmp_path / "two"), "batch_size": 8, "epochs": 2}, "vit-family train", processes=2)
+    train_in_two(tmp_path / "two", given, batch_size=8, epochs=2)
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
     first, second = (read_lines(tmp_path / folder, "evaluation") for folder in ("one", "two"))
     assert [line["num_images"] for line in second] == [40, 40]

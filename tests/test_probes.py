@@ -456,7 +456,7 @@ def test_features_of_clips(tmp_path):
         (["--output", "x.parquet", "--splits", "tset"], "did you mean 'test'"),
         (["--output", "x.parquet", "--batch_size", "0"], "--batch_size 0"),
         (["--output", "x.parquet", "--device", "quantum"], "--device quantum"),
-        (["--output", "x.parquet", "--model", "vit_tny_patch16_224", "--set"], "vit_tny_patch16_224"),
+        (["--output", "x.parquet", "--model", "vit_tny_patch16_224", "--set"], "mean 'vit_tiny_patch16_224'"),
         (["--output", "x.parquet", "--label_column", "z", "--dataset", "nowhere.parquet"], "does not exist"),
     ],
 )

@@ -85,25 +85,27 @@ def make_trainer(case: str, output_dir, **arguments) -> Trainer:
 def test_fine_tuning_resumes_where_it_stopped(case, tmp_path):
     saving = {
         "save_strategy": "steps",
-        "save_steps": 40,
+        "save_steps": 20,
         "save_total_limit": 2,
         "num_train_epochs": 40,
-        "per_device_train_batch_size": 5,
+        "per_device_train_batch_size": 10,
+        "learning_rate": 1e-2,
     }
-    straight = make_trainer(case, tmp_path, **saving)
+    straight = make_trainer(case, tmp_path, **saving, logging_steps=1)
     straight.train_dataset = ten = straight.train_dataset[:10]
-    before = straight.evaluate(ten)["eval_loss"]
     straight.train()
-    # Ten scans are learnt by heart: of the loss 0.65 is left at most (X-ViT), of most models less than 0.25.
-    assert straight.evaluate(ten)["eval_loss"] < 0.9 * before
+    losses = [line["loss"] for line in straight.state.log_history if "loss" in line]
+    assert len(losses) == 40
+    # Ten scans are learnt by heart: of the loss 0.54 is left at most (X-ViT), of most models less than 0.2.
+    assert losses[-1] < 0.9 * losses[0]
     # The checkpoint is a model folder with its processor.
-    checkpoint = tmp_path / "checkpoint-40"
+    checkpoint = tmp_path / "checkpoint-20"
     assert type(straight.model).from_pretrained(checkpoint).config.num_labels == 10
     assert type(straight.processing_class).from_pretrained(checkpoint).size == straight.processing_class.size
     resumed = make_trainer(case, tmp_path, **saving)
     resumed.train_dataset = ten
     resumed.train(resume_from_checkpoint=str(checkpoint))
-    assert resumed.state.global_step == straight.state.global_step == 80
+    assert resumed.state.global_step == straight.state.global_step == 40
     for (name, parameter), expected in zip(resumed.model.named_parameters(), straight.model.parameters(), strict=True):
         torch.testing.assert_close(parameter, expected, msg=lambda text, name=name: f"{name}: {text}")
 

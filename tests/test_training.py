@@ -16,7 +16,7 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 from models import tiny_config
 from PIL import Image
 from torch import nn
-from training_runs import STILL_RUN, TINY_RUN, read_lines, train_tiny
+from training_runs import STILL_RUN, TINY_RUN, read_lines, train_in_two, train_tiny
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 from vit_family_launcher import main
 
@@ -31,7 +31,6 @@ from hf_vit_family.options import make_options
 from hf_vit_family.publishing.cards import Evaluation, Training
 from hf_vit_family.publishing.publish import stage
 from hf_vit_family.training.config import ModelOptions, OptimizationOptions, RunOptions
-from hf_vit_family.training.launch import launch
 from hf_vit_family.training.loop import TrainingBatches, TrainingLoop
 from hf_vit_family.training.objectives.classification import ClassificationObjective, make_loss, soft_targets
 from hf_vit_family.training.optim import (
@@ -130,7 +129,7 @@ def test_accumulation_equals_one_large_batch(tmp_path):
 
 def test_two_processes_equal_one_with_the_double_batch(tmp_path):
     train_tiny(tmp_path / "one", STILL_RUN, batch_size=16)
-    launch({**STILL_RUN, "output": str(tmp_path / "two"), "batch_size": 8}, "vit-family train", processes=2)
+    train_in_two(tmp_path / "two", STILL_RUN, batch_size=8)
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
     first, second = read_lines(tmp_path / "one", "evaluation"), read_lines(tmp_path / "two", "evaluation")
     assert [line["num_images"] for line in second] == [40, 40, 40]

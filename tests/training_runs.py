@@ -7,10 +7,12 @@ import resource
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 
 from hf_vit_family.errors import UserError
+from hf_vit_family.training import launch
 from hf_vit_family.training.run import TrainingOptions, train
 from hf_vit_family.training.stopping import Interrupted
 
@@ -66,6 +68,15 @@ PROCESSES.set_forkserver_preload(["hf_vit_family.training.run"])
 def train_tiny(output: Path, base: dict[str, Any] = TINY_RUN, **options: Any) -> dict[str, float]:
     """Trains in this process; options as in a recipe."""
     return train(TrainingOptions.from_values({**base, "output": str(output), **options}), "vit-family train")
+
+
+def train_in_two(output: Path, base: dict[str, Any], **options: Any) -> None:
+    """
+    Trains in two processes. They are forked from one that has imported what they need, which takes a third of the time;
+    tests/test_interruption.py starts them as users do.
+    """
+    with mock.patch.object(launch, "PROCESSES", PROCESSES):
+        launch.launch({**base, "output": str(output), **options}, "vit-family train", processes=2)
 
 
 def _child(values: dict[str, Any], file_size: int | None, message) -> None:

@@ -24,6 +24,8 @@ from .stopping import SIGNALS, Interrupted
 
 # Seconds that processes have to end by themselves after a signal: a checkpoint of a large model takes its time.
 PATIENCE = 600.0
+# How processes are started: what has used CUDA cannot be forked.
+PROCESSES = multiprocessing.get_context("spawn")
 
 
 def _loopback() -> str:
@@ -95,7 +97,6 @@ def launch(values: dict[str, Any], command: str, processes: int, recipe: str | N
     gpus = torch.cuda.device_count()
     if 0 < gpus < processes:
         raise UserError(f"num_processes={processes}, but this machine has {gpus} GPUs")
-    context = multiprocessing.get_context("spawn")
     received: list[int] = []
     workers: list[multiprocessing.Process] = []
 
@@ -108,11 +109,11 @@ def launch(values: dict[str, Any], command: str, processes: int, recipe: str | N
                 worker.terminate()
 
     with tempfile.TemporaryDirectory() as folder, _handlers(tell_workers), _quiet_tracker():
-        pipes = [context.Pipe(duplex=False) for _ in range(processes)]
+        pipes = [PROCESSES.Pipe(duplex=False) for _ in range(processes)]
         try:
             for number, (_, said) in enumerate(pipes):
                 arguments = (number, values, command, recipe, processes, str(Path(folder, "store")), said)
-                workers.append(context.Process(target=_work, args=arguments))
+                workers.append(PROCESSES.Process(target=_work, args=arguments))
                 workers[-1].start()
                 said.close()  # this process's copy
             for number in received[:1]:  # while they were started

@@ -75,11 +75,12 @@ class StopRequest:
         """
         Raises StopRequested, in all processes, if one of them was asked to end. All call it, as often as each other.
         """
+        agreed = torch.tensor(self.number)
         if torch.distributed.is_initialized():
-            number = torch.tensor(self.number)
-            torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX, group=self._group)
-            self.number = int(number)
-        if self.number:
+            torch.distributed.all_reduce(agreed, torch.distributed.ReduceOp.MAX, group=self._group)
+        # A signal that came meanwhile is in `self.number`, but not in what was agreed on: it waits for the next check.
+        if agreed:
+            self.number = int(agreed)
             raise StopRequested
 
 
