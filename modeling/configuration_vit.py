@@ -141,6 +141,7 @@ class VitfVitConfig(VitfConfig):
         "vit_tiny_patch16_224": {**_TINY},
         "vit_tiny_patch16_384": {**_TINY, **_AT_384},
         "vit_tiny_patch16_224_in21k": {**_TINY, **_IN21K},
+        "vit_small_patch8_224": {**_SMALL, "patch_size": 8},
         "vit_small_patch16_224": {**_SMALL},
         "vit_small_patch16_384": {**_SMALL, **_AT_384},
         "vit_small_patch16_224_in21k": {**_SMALL, **_IN21K},
