@@ -14,7 +14,18 @@ ARCHITECTURE = {folder: name for name, each in DOSSIERS.items() for folder in (n
 CASES = [(folder, case) for folder in ARCHITECTURE for case in golden.cases(folder)]
 _FLAX_CLIPS = "B,T,H,W,C"
 # Their losses are compared in tests/test_pretraining.py, tests/test_dino.py and tests/test_contrastive.py.
-OBJECTIVES = {"mpp", "simmim", "dino_step", "dino_vit_pytorch", "simclr", "infonce", "mocov3", "byol", "sit"}
+OBJECTIVES = {
+    "mpp",
+    "simmim",
+    "dino_step",
+    "dino_vit_pytorch",
+    "simclr",
+    "infonce",
+    "mocov3",
+    "byol",
+    "sit",
+    "frame_order",
+}
 # Name in a case to what our classifier returns under it; a dossier has others.
 OUTPUTS = {
     "logits": lambda model, outputs, encoded: outputs.logits,

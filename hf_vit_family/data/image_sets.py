@@ -146,12 +146,27 @@ class ImageStore:
         """The name that a user knows the image by."""
         return self.split.image_name(int(self.indices[position]))
 
+    def blank(self, size: tuple[int, int]) -> torch.Tensor:
+        """A black image of this height and width, uint8 (C, H, W)."""
+        return torch.zeros(self.num_channels, *size, dtype=torch.uint8)
+
     def pixels(self, position: int) -> torch.Tensor | None:
         """The image as uint8 (C, H, W), or None where it is broken and bad images are skipped."""
         if self.cache is None:
             return self._decode(int(self.indices[position]))
         buffer, offsets, shapes = self.cache
         return buffer[offsets[position] : offsets[position + 1]].view(*shapes[position].tolist())
+
+
+def _draw(store, position: int, transform: Callable) -> torch.Tensor | list[torch.Tensor] | None:
+    """
+    What a transform takes of an example: an image, a clip, or with an attribute `clips` a list of clips, each with
+    frames that are drawn anew. None where it is broken.
+    """
+    if not hasattr(transform, "clips"):
+        return store.pixels(position)
+    clips = [store.pixels(position) for _ in range(transform.clips)]
+    return None if any(clip is None for clip in clips) else clips
 
 
 class TrainingImages(Dataset):
@@ -181,7 +196,7 @@ class TrainingImages(Dataset):
         seed = mix_seed(self.seed, int(self.epoch), index)
         with seeded(seed):
             for position in itertools.chain(range(start, len(self)), range(start)):
-                pixels = self.store.pixels(position)  # of a video, frames are drawn
+                pixels = _draw(self.store, position, self.transform)  # of a video, frames are random
                 if pixels is not None:
                     break
             else:
@@ -192,16 +207,18 @@ class TrainingImages(Dataset):
 
 class EvaluationImages(Dataset):
     """
-    Images as the processor prepares them: index to `{"pixel_values": float32 (C, H, W), "labels": int, "seed": int}`.
-    The seed follows from the index: what is drawn for an image is the same in every evaluation.
+    Images as the processor prepares them: index to `{"pixel_values": float32 (C, H, W), "labels": int, "seed": int}`;
+    or clips of videos, as a transform does. The seed follows from the index: what is drawn is the same in every
+    evaluation.
 
     A broken image that could not be left out beforehand has the label -100, which evaluation ignores.
 
     Args:
-        transform: From uint8 (C, any, any) to what is `pixel_values`, with `size`, the height and width it makes.
+        transform: From uint8 ([T,] C, any, any), or a list of `clips`, to what is `pixel_values`, with `size`, the
+            height and width it makes.
     """
 
-    def __init__(self, store: ImageStore, transform: Callable[[torch.Tensor], Any]):
+    def __init__(self, store, transform: Callable[[torch.Tensor], Any]):
         self.store = store
         self.transform = transform
 
@@ -209,12 +226,13 @@ class EvaluationImages(Dataset):
         return len(self.store)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        pixels = self.store.pixels(index)
-        label = int(self.store.labels[index])
-        if pixels is None:
-            pixels, label = torch.zeros(self.store.num_channels, *self.transform.size, dtype=torch.uint8), IGNORED_LABEL
-        seed = mix_seed(index)
+        seed, label = mix_seed(index), int(self.store.labels[index])
         with seeded(seed):
+            pixels = _draw(self.store, index, self.transform)
+            if pixels is None:
+                pixels, label = self.store.blank(self.transform.size), IGNORED_LABEL
+                if hasattr(self.transform, "clips"):
+                    pixels = [pixels] * self.transform.clips
             pixel_values = self.transform(pixels)
         return {"pixel_values": pixel_values, "labels": label, "seed": seed}
 

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 from ..errors import UserError
 from ..modeling.video_processing_vitf import VitfVideoProcessor
 from ..modeling.video_reading_vitf import UnreadableVideoError
+from .augmentation import mix_seed
 from .image_sets import IGNORED_LABEL, BadImages, OnBadImage
 from .sources import Split
 
@@ -67,6 +68,10 @@ class VideoStore:
             self.bad_images.add(broken)
             return None
 
+    def blank(self, size: tuple[int, int]) -> torch.Tensor:
+        """A black clip of this height and width, uint8 (T, C, H, W)."""
+        return torch.zeros(self.processor.num_frames, len(self.processor.image_mean), *size, dtype=torch.uint8)
+
     def pixels(self, position: int) -> torch.Tensor | None:
         """Frames drawn at random, as they are: uint8 (T, C, H, W)."""
         choose = self.processor.frame_chooser(view=None)
@@ -79,7 +84,8 @@ class VideoStore:
 
 class EvaluationVideos(Dataset):
     """
-    Videos as the processor prepares them: index to `{"pixel_values": float32, "labels": int}`.
+    Videos as the processor prepares them: index to `{"pixel_values": float32, "labels": int, "seed": int}`. The seed
+    follows from the index.
 
     A broken video has the label -100, which evaluation ignores.
 
@@ -100,8 +106,8 @@ class EvaluationVideos(Dataset):
         num_views, num_crops = self.views or (1, 1)
         pixel_values, label = self.store.views(index, num_views, num_crops), int(self.store.labels[index])
         if pixel_values is None:
-            processor = self.store.processor
-            frames, size = processor.num_frames, (processor.size["height"], processor.size["width"])
-            channels = len(processor.image_mean)
-            pixel_values, label = torch.zeros(num_views * num_crops, frames, channels, *size), IGNORED_LABEL
-        return {"pixel_values": pixel_values if self.views else pixel_values[0], "labels": label}
+            size = self.store.processor.size
+            blank = self.store.blank((size["height"], size["width"])).float()
+            pixel_values, label = blank.expand(num_views * num_crops, -1, -1, -1, -1), IGNORED_LABEL
+        pixel_values = pixel_values if self.views else pixel_values[0]
+        return {"pixel_values": pixel_values, "labels": label, "seed": mix_seed(index)}

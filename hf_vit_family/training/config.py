@@ -74,6 +74,7 @@ _READ_BY: dict[tuple[str, ...], tuple[str, ...]] = {
         *("jitter_strength", "view_scale"),
     ): _CONTRASTIVE,
     ("queue_size",): ("moco",),
+    ("shuffle_ratio",): ("frame_order",),
     ("corruption", "corruption_align", "reconstruction_weight"): ("sit", "sit_tasks"),
     ("freeze_patches",): ("mocov3", "byol"),
 }
@@ -97,6 +98,7 @@ class ObjectiveOptions:
         "supcon",
         "sit",
         "sit_tasks",
+        "frame_order",
     ] = field(
         default="classification",
         metadata={
@@ -104,7 +106,8 @@ class ObjectiveOptions:
             "predicts the pixels of masked blocks, mpp the mean colours of corrupted patches, mae the pixels of "
             "patches that the encoder does not read, dino what a moving average of the model says of other crops; "
             "simclr, moco, mocov3 and byol learn that two views are of one image, and supcon, which reads labels, that "
-            "they are of one class; sit and sit_tasks also what groups of pixels were"
+            "they are of one class; sit and sit_tasks also what groups of pixels were. Models of clips learn by simclr, moco, "
+            "mocov3, byol and supcon from two clips of a video, and by frame_order which frames were shuffled"
         },
     )
     mask_ratio: float | None = _option(
@@ -112,6 +115,7 @@ class ObjectiveOptions:
         "default the model's own, 0.75)",
         default=None,
     )
+    shuffle_ratio: float = _option("share of the frames of a clip that frame_order shuffles", default=0.15)
     mask_patch_size: int = _option("height and width in pixels of the blocks that simmim masks", default=32)
     loss: Literal["cross_entropy", "bce"] = _option(
         "loss of the labels; bce: one sigmoid a class", default="cross_entropy"
@@ -208,6 +212,8 @@ class ObjectiveOptions:
                 raise UserError(f"option {name!r} is between 0 and 1, not {getattr(self, name)}")
         if self.mask_ratio is not None and not 0.0 < self.mask_ratio < 1.0:
             raise UserError(f"option 'mask_ratio' lies between 0 and 1, not {self.mask_ratio}")
+        if not 0.0 < self.shuffle_ratio <= 1.0:
+            raise UserError(f"option 'shuffle_ratio' is above 0 and at most 1, not {self.shuffle_ratio}")
         _check_at_least(self, 1, "teacher_image_size", "mask_patch_size", "local_crop_size", "head_layers")
         _check_at_least(self, 1, "head_hidden_size", "head_bottleneck_size")
         _check_at_least(self, 2, "out_dim")

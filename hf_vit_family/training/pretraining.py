@@ -1,9 +1,8 @@
-"""Runs that learn from images without labels: what they refuse, their model, and what is measured of them."""
+"""Runs that learn from images or clips without labels: what they refuse, their model, and what is measured of them."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -11,11 +10,11 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 
 from ..data.augmentation import seeded
-from ..data.image_sets import IGNORED_LABEL
+from ..data.image_sets import IGNORED_LABEL, EvaluationImages
 from ..data.load import DataBundle, DataConfig
 from ..errors import UserError
 from ..notices import listed
-from ..registry import ARCHITECTURES, AUTO_CLASSES, IMAGE_HEADS
+from ..registry import ARCHITECTURES, AUTO_CLASSES, CLIPS, IMAGE_HEADS, IMAGES, Modality
 from ..variants import create_model, find_variant, list_variants
 from .config import ModelOptions, ObjectiveOptions, OptimizationOptions
 from .objectives.contrastive import (
@@ -26,6 +25,7 @@ from .objectives.contrastive import (
     SupconObjective,
 )
 from .objectives.dino import DinoObjective
+from .objectives.frame_order import FrameOrderObjective
 from .objectives.masked_autoencoder import MaeObjective
 from .objectives.masked_images import MaskedPatchObjective, SimmimObjective
 from .objectives.objective import PretextObjective
@@ -54,6 +54,7 @@ PRETEXTS: dict[str, type[PretextObjective]] = {
     "supcon": SupconObjective,
     "sit": SitObjective,
     "sit_tasks": SitTasksObjective,
+    "frame_order": FrameOrderObjective,
 }
 
 # Options that mean something only where labels are learnt.
@@ -86,6 +87,18 @@ def check_options(
             raise UserError(
                 f"option {field.name!r} has no meaning for {objective.title}: {reason}; leave it at {field.default}"
             )
+
+
+def check_modality(objective: type[PretextObjective], model: str, modality: Modality) -> None:
+    """Raises UserError for a model of what an objective does not learn from."""
+    if modality in objective.modalities:
+        return
+    kinds = {IMAGES: "images", CLIPS: "clips"}
+    others = [name for name, each in PRETEXTS.items() if modality in each.modalities]
+    raise UserError(
+        f"objective: {objective.title} learns from {listed(kinds[each] for each in objective.modalities)}, and {model} "
+        f"is a model of {kinds[modality]}, which {listed(others)} take"
+    )
 
 
 def check_architecture(objective: type[PretextObjective], options: ModelOptions) -> None:
@@ -143,22 +156,28 @@ def load_pretext_model(options: ModelOptions, bundle: DataBundle, head: str) -> 
     return model
 
 
-def check_sizes(
-    objective: PretextObjective,
-    image_size: tuple[int, int],
-    num_channels: int,
-    transform: Callable[[torch.Tensor], Any] | None,
-) -> None:
+def with_transform(bundle: DataBundle, transform: Callable) -> DataBundle:
+    """The data as an objective's own transform makes them, in training and in evaluation."""
+    bundle.train.transform = transform
+    if bundle.modality is CLIPS:
+        return replace(bundle, evaluation=EvaluationImages(bundle.evaluation.store, transform))
+    bundle.evaluation.transform = transform
+    return bundle
+
+
+def check_sizes(objective: PretextObjective, bundle: DataBundle, transform: Callable | None) -> None:
     """
-    Tries one image, before a run begins: a ValueError of the model about its size becomes a UserError.
+    Tries one black example, before a run begins: a ValueError of the model about its size becomes a UserError.
 
     Args:
-        transform: What the objective makes of images, where it does.
+        transform: What the objective makes of examples, where it does.
     """
-    pixel_values = torch.zeros(num_channels, *image_size)
+    frames = [bundle.description["num_frames"]] if bundle.modality is CLIPS else []
+    pixel_values = torch.zeros(*frames, bundle.num_channels, *bundle.description["image_size"])
     if transform is not None:
+        pixels = pixel_values.byte()
         with seeded(0):
-            pixel_values = transform(pixel_values.byte())
+            pixel_values = transform([pixels] * transform.clips if hasattr(transform, "clips") else pixels)
     sample = {"pixel_values": pixel_values, "labels": 0, "seed": 0}
     try:
         with torch.no_grad():

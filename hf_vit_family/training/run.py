@@ -29,14 +29,23 @@ from ..files import apply_umask, locked_folder, sync_folder, write_text
 from ..notices import say
 from ..options import make_options
 from ..publishing.cards import Evaluation, Origin, Training, is_local, origin_of
-from ..registry import CLIPS, modality_of
+from ..registry import modality_of
 from ..variants import list_variants
 from .config import ModelOptions, ObjectiveOptions, OptimizationOptions, RunOptions
 from .loop import Position, TrainingBatches, TrainingLoop
 from .lora import merge_adapters
 from .objectives.objective import Objective, PretextObjective
 from .output import BAD_IMAGES, CURVES, METRICS, SAVING, TRACKER, check_output, make_output
-from .pretraining import PRETEXTS, check_architecture, check_options, check_sizes, evaluate_pretext, load_pretext_model
+from .pretraining import (
+    PRETEXTS,
+    check_architecture,
+    check_modality,
+    check_options,
+    check_sizes,
+    evaluate_pretext,
+    load_pretext_model,
+    with_transform,
+)
 from .setup import check_trackers, choose_parameters, load_model, load_processor, make_objective
 from .stopping import Interrupted, leave_signals_to_the_parent
 
@@ -171,9 +180,8 @@ def _train(
     base_model = None if options.model.model in list_variants() else options.model.model
     origin = origin_of(base_model, options.model.revision) if base_model and accelerator.is_main_process else None
     processor = load_processor(options.model, options.data)
-    if pretext is not None and modality_of(processor) is CLIPS:
-        raise UserError(f"objective: {pretext.title} learns from images, and {options.model.model} is a model of clips")
     if pretext is not None:
+        check_modality(pretext, options.model.model, modality_of(processor))
         check_architecture(pretext, options.model)
     bundle = load_data(options.data, processor, seed, labelled=pretext is None or pretext.labelled)
     set_seed(seed)  # weights depend on the seed, not on what the data drew
@@ -191,9 +199,9 @@ def _train(
         size = tuple(bundle.description["image_size"])
         objective = pretext.from_options(model, options.objective, processor, size)
         transform = objective.image_transform(options.data.horizontal_flip)
-        check_sizes(objective, size, bundle.num_channels, transform)
+        check_sizes(objective, bundle, transform)
         if transform is not None:
-            bundle.train.transform = bundle.evaluation.transform = transform
+            bundle = with_transform(bundle, transform)
         collate = eval_collate = objective.collate
     batches = TrainingBatches(
         bundle.train,

@@ -1,5 +1,5 @@
 """
-Learning that two views of an image are of the same one: SimCLR (arXiv 2002.05709), MoCo (arXiv 1911.05722 and
+Learning that two views of an image, or of two clips of a video, are of the same one: SimCLR (arXiv 2002.05709), MoCo (arXiv 1911.05722 and
 2003.04297), MoCo v3 (arXiv 2104.02057), BYOL (arXiv 2006.07733), and with labels supervised contrastive learning (arXiv
 2004.11362).
 
@@ -19,13 +19,14 @@ from transformers import PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
 from ...errors import UserError
+from ...registry import CLIPS, IMAGES, modality_of
 from ..config import ObjectiveOptions
 from ..optim import cosine
 from .dino import DinoObjective
 from .gathering import GatheredBatchNorm1d, gather, process_index
 from .momentum import MomentumTeacher
 from .objective import PretextObjective
-from .views import View, Views, stack_views
+from .views import ClipViews, View, Views, stack_views
 
 # Projections that are spread evenly over the sphere have a `spread` of 1; one direction for all images has 0.
 _COLLAPSED = 0.05
@@ -185,6 +186,7 @@ class ContrastiveObjective(PretextObjective):
     """
 
     head = "Model"
+    modalities = (IMAGES, CLIPS)
     refused = {
         name: "its views are drawn by options of their own, such as jitter_strength"
         for name in DinoObjective.refused
@@ -265,13 +267,14 @@ class ContrastiveObjective(PretextObjective):
         return cls(model, projector, temperature, views, processor)
 
     def image_transform(self, horizontal_flip: float) -> Callable[[torch.Tensor], Any]:
-        return Views([replace(view, horizontal_flip=horizontal_flip) for view in self.views], self.processor)
+        views = [replace(view, horizontal_flip=horizontal_flip) for view in self.views]
+        return (ClipViews if modality_of(self.processor) is CLIPS else Views)(views, self.processor)
 
     # The loss
 
     def project(self, pixel_values: torch.Tensor, *networks: nn.Module) -> torch.Tensor:
         """
-        What networks, one after the other, make of views (B, V, C, H, W): (V, B, D). The first is a model.
+        What networks, one after the other, make of views (B, V, [T,] C, H, W): (V, B, D). The first is a model.
         """
         views = pixel_values.transpose(0, 1)
         if self.one_pass:

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
 from ...data.augmentation import stack_samples
+from ...registry import IMAGES, Modality
 
 Samples = list[dict[str, Any]]
 
@@ -68,9 +69,9 @@ class Objective(nn.Module):
 
 class PretextObjective(Objective):
     """
-    Base of objectives that learn from images without labels.
+    Base of objectives that learn from images, or clips of videos, without labels.
 
-    `collate` makes a batch from a list of samples, `{"pixel_values": (C, H, W), "labels": int, "seed": int}`. It draws
+    `collate` makes a batch from a list of samples, `{"pixel_values": ([T,] C, H, W), "labels": int, "seed": int}`. It draws
     what is random from the seed of each sample, which follows from (seed, epoch, example) in training and from the
     example in evaluation: a run that is resumed, or shared by several processes, then learns the same. It runs in
     loader processes, so that it must be a function or an object that can be pickled. By default it stacks pixels and
@@ -81,6 +82,8 @@ class PretextObjective(Objective):
     """
 
     best_metric = "loss"
+    # What it learns from.
+    modalities: ClassVar[tuple[Modality, ...]] = (IMAGES,)
     # Whether labels are read.
     labelled: ClassVar[bool] = False
     # Options that have no meaning here, and why, as the end of a sentence.
@@ -109,6 +112,9 @@ class PretextObjective(Objective):
         What makes the `pixel_values` of a sample of an image, uint8 (C, any, any), in training and in evaluation, with
         what is random from torch's generator, which is seeded for each sample. None for what the options of the data
         say, and the processor in evaluation.
+
+        One with an attribute `clips` gets a list of so many clips of a video, uint8 (T, C, any, any), each with frames
+        that are drawn anew.
 
         Args:
             horizontal_flip: Probability of mirroring left and right.

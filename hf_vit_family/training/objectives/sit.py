@@ -15,6 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ...errors import UserError
+from ...registry import IMAGES
 from ..config import ObjectiveOptions
 from .contrastive import ContrastiveObjective, Head, MomentumContrast, batch_contrast, nt_xent
 from .gathering import gather
@@ -147,6 +148,7 @@ class ReconstructionHead(nn.Module):
 class _Groups(ContrastiveObjective):
     """What both versions share: corrupted views, and their reconstruction."""
 
+    modalities = (IMAGES,)
     rotates = False
 
     @classmethod

@@ -1,7 +1,7 @@
 """
-Several views of an image, each another random part in other colours, as functions of the seed of its sample.
+Several views of an image or a video, each another random part in other colours, as functions of the seed of its sample.
 
-Shapes: B batch, V views, C channels, H x W pixels.
+Shapes: B batch, V views, T frames of a clip, which change alike, C channels, H x W pixels.
 """
 
 import math
@@ -48,8 +48,8 @@ _GREY = torch.tensor([0.2989, 0.587, 0.114]).view(3, 1, 1)
 
 
 def grey(pixels: torch.Tensor) -> torch.Tensor:
-    """(C, H, W) to (1, H, W)."""
-    return pixels if pixels.shape[0] == 1 else (pixels * _GREY).sum(0, keepdim=True)
+    """([T,] C, H, W) to ([T,] 1, H, W)."""
+    return pixels if pixels.shape[-3] == 1 else (pixels * _GREY).sum(-3, keepdim=True)
 
 
 def _blend(pixels: torch.Tensor, other: torch.Tensor | float, factor: float) -> torch.Tensor:
@@ -57,14 +57,14 @@ def _blend(pixels: torch.Tensor, other: torch.Tensor | float, factor: float) -> 
 
 
 def rotate_hue(pixels: torch.Tensor, turn: float) -> torch.Tensor:
-    """Turns the hue of colours (3, H, W) in 0 to 1 by a part of the whole circle."""
-    if pixels.shape[0] == 1:
+    """Turns the hue of colours ([T,] 3, H, W) in 0 to 1 by a part of the whole circle."""
+    if pixels.shape[-3] == 1:
         return pixels
-    most, which = pixels.max(0)
-    chroma = most - pixels.amin(0)
-    red, green, blue = pixels
+    most, which = pixels.max(-3, keepdim=True)
+    chroma = most - pixels.amin(-3, keepdim=True)
+    red, green, blue = pixels.unbind(-3)
     # The larger of the other two decides on which side of the largest one the hue lies.
-    apart = torch.stack((green - blue, blue - red, red - green)).gather(0, which[None])[0]
+    apart = torch.stack((green - blue, blue - red, red - green), -3).gather(-3, which)
     hue = apart / chroma.clamp(min=1e-12) + 2 * which + 6 * turn
     place = (hue + torch.tensor([5.0, 3.0, 1.0]).view(3, 1, 1)) % 6
     return most - chroma * torch.minimum(place, 4 - place).clamp_(0, 1)
@@ -79,12 +79,14 @@ _CHANGES: list[Callable[[torch.Tensor, float], torch.Tensor]] = [
 
 
 def gaussian_blur(pixels: torch.Tensor, sigma: float) -> torch.Tensor:
-    """Blurs (C, H, W); what is beyond the edge is a mirror image. Three standard deviations count to each side."""
-    for axis in (1, 2):
+    """
+    Blurs ([T,] C, H, W); what is beyond the edge is a mirror image. Three standard deviations count to each side.
+    """
+    for axis in (-2, -1):
         length = pixels.shape[axis]
         reach = min(math.ceil(3 * sigma), length - 1)
         weights = torch.arange(-reach, reach + 1).div(sigma).square().mul(-0.5).softmax(0).tolist()
-        margin = (0, 0, reach, reach) if axis == 1 else (reach, reach, 0, 0)
+        margin = (0, 0, reach, reach) if axis == -2 else (reach, reach, 0, 0)
         padded = nn.functional.pad(pixels, margin, mode="reflect")
         pixels = torch.zeros_like(pixels)
         for start, weight in enumerate(weights):  # at 224 pixels a tenth of the time of a convolution
@@ -98,7 +100,8 @@ def _uniform(low: float, high: float) -> float:
 
 class ViewTransform:
     """
-    Draws a view: uint8 (C, any, any) to normalised float32 (C, H, W). What is random comes from torch's generator.
+    Draws a view: uint8 ([T,] C, any, any) to normalised float32 ([T,] C, H, W). What is random comes from torch's
+    generator.
 
     These few operations on floats take less time than torchvision's modules, which check and convert at each step; the
     colours are the same.
@@ -151,9 +154,24 @@ class Views:
         return [transform(pixels) for transform in self.transforms]
 
 
+class ClipViews(Views):
+    """
+    A video as its views, each of another clip: a list of uint8 (T, C, any, any) to one of float32 (T, C, H, W).
+
+    `clips` is their number.
+    """
+
+    @property
+    def clips(self) -> int:
+        return len(self.transforms)
+
+    def __call__(self, pixels: list[torch.Tensor]) -> list[torch.Tensor]:
+        return [transform(clip) for transform, clip in zip(self.transforms, pixels, strict=True)]
+
+
 def stack_views(samples: Samples) -> dict[str, torch.Tensor]:
     """
-    Samples whose `pixel_values` are lists of views, to a batch: `pixel_values` (B, V, C, H, W) of the views that have
+    Samples whose `pixel_values` are lists of views, to a batch: `pixel_values` (B, V, [T,] C, H, W) of the views that have
     the size of the first, `local_values` of the others, where there are any, and `labels` (B,).
     """
     views = [torch.stack(same) for same in zip(*(sample["pixel_values"] for sample in samples), strict=True)]
