@@ -31,7 +31,6 @@ from hf_vit_family.training.objectives.frame_order import (
 )
 from hf_vit_family.training.objectives.views import ClipViews, View, ViewTransform
 from hf_vit_family.training.pretraining import PRETEXTS
-from hf_vit_family.training.setup import load_processor  # noqa: F401
 
 PLAIN_VIDEO_CASES = [case for case in PLAIN_CASES if case in VIDEO_CASES]
 CONTRASTIVE = ["simclr", "moco", "mocov3", "byol", "supcon"]
@@ -164,7 +163,7 @@ def test_a_model_that_sees_single_frames_is_refused(case):
 def test_a_clip_of_one_group_is_refused():
     model = tiny_model("vivit", "Backbone")
     processor = create_processor("vivit_base_16x2_k400", num_frames=2)
-    with pytest.raises(UserError, match="num_frames=2: .* needs at least two groups of the 2 frames"):
+    with pytest.raises(UserError, match=r"num_frames=2: .* needs at least two groups of the 2 frames"):
         FrameOrderObjective.from_options(model, ObjectiveOptions(), processor, (32, 32))
 
 

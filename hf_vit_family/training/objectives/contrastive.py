@@ -1,7 +1,7 @@
 """
-Learning that two views of an image, or of two clips of a video, are of the same one: SimCLR (arXiv 2002.05709), MoCo (arXiv 1911.05722 and
-2003.04297), MoCo v3 (arXiv 2104.02057), BYOL (arXiv 2006.07733), and with labels supervised contrastive learning (arXiv
-2004.11362).
+Learning that two views of an image, or of two clips of a video, are of the same one: SimCLR (arXiv 2002.05709), MoCo
+(arXiv 1911.05722 and 2003.04297), MoCo v3 (arXiv 2104.02057), BYOL (arXiv 2006.07733), and with labels supervised
+contrastive learning (arXiv 2004.11362).
 
 Shapes: B examples of this process, N of all processes, D channels of a projection, K keys of a queue, C channels, H x W
 pixels. Losses are of each example, (B,), and their mean over all processes is the loss.

@@ -1,8 +1,8 @@
 """
 Learning in which order the frames of a clip were: frame order modelling (HERO, arXiv 2005.00200, section 3.2).
 
-A part of a clip that has one place in time is a group: the `config.frame_stride` frames that a token stands for. Positions
-in time are added by place, after the groups were shuffled, so that a model sees them at wrong times.
+A part of a clip that has one place in time is a group: the `config.frame_stride` frames that a token stands for.
+Positions in time are added by place, after the groups were shuffled, so that a model sees them at wrong times.
 
 Shapes: B batch, T frames, G groups of a clip, C channels, H x W pixels, D channels of a feature.
 """
@@ -30,8 +30,8 @@ def reorder(selected: torch.Tensor, shuffled: torch.Tensor, count: int) -> tuple
         selected: Numbers of the groups that are shuffled, (S,). shuffled: The same in the order of their new places.
 
     Returns:
-        `orders` (G,): the place that each group is put at; and `targets` (G,): for each place the group that is there now,
-        -1 where nothing was selected (linjieli222/HERO@32c1c52 data/fom.py).
+        `orders` (G,): the place that each group is put at; and `targets` (G,): for each place the group that is there
+        now, -1 where nothing was selected (linjieli222/HERO@32c1c52 data/fom.py).
     """
     orders = torch.arange(count)
     targets = torch.full((count,), NOT_SELECTED)
@@ -64,8 +64,8 @@ class ShuffleCollate:
     """
     Stacks clips and draws for each `orders` and `targets`, (B, G).
 
-    Each group is selected with a probability on its own. Where fewer than two are, two that are drawn among all take their
-    place, so that every clip has something to learn from; in the original a batch without any gives NaN.
+    Each group is selected with a probability on its own. Where fewer than two are, two that are drawn among all take
+    their place, so that every clip has something to learn from; in the original a batch without any gives NaN.
 
     Args:
         count: G. probability: Of each group.

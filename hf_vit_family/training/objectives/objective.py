@@ -71,9 +71,9 @@ class PretextObjective(Objective):
     """
     Base of objectives that learn from images, or clips of videos, without labels.
 
-    `collate` makes a batch from a list of samples, `{"pixel_values": ([T,] C, H, W), "labels": int, "seed": int}`. It draws
-    what is random from the seed of each sample, which follows from (seed, epoch, example) in training and from the
-    example in evaluation: a run that is resumed, or shared by several processes, then learns the same. It runs in
+    `collate` makes a batch from a list of samples, `{"pixel_values": ([T,] C, H, W), "labels": int, "seed": int}`. It
+    draws what is random from the seed of each sample, which follows from (seed, epoch, example) in training and from
+    the example in evaluation: a run that is resumed, or shared by several processes, then learns the same. It runs in
     loader processes, so that it must be a function or an object that can be pickled. By default it stacks pixels and
     labels, the latter to tell images that could not be read (-100) and for nothing else.
 

@@ -171,8 +171,8 @@ class ClipViews(Views):
 
 def stack_views(samples: Samples) -> dict[str, torch.Tensor]:
     """
-    Samples whose `pixel_values` are lists of views, to a batch: `pixel_values` (B, V, [T,] C, H, W) of the views that have
-    the size of the first, `local_values` of the others, where there are any, and `labels` (B,).
+    Samples whose `pixel_values` are lists of views, to a batch: `pixel_values` (B, V, [T,] C, H, W) of the views that
+    have the size of the first, `local_values` of the others, where there are any, and `labels` (B,).
     """
     views = [torch.stack(same) for same in zip(*(sample["pixel_values"] for sample in samples), strict=True)]
     batch = {"labels": torch.tensor([sample["labels"] for sample in samples])}
