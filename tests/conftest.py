@@ -1,5 +1,6 @@
 """Fixtures that several suites use."""
 
+import gc
 import os
 
 import pytest
@@ -32,6 +33,12 @@ def pytest_collection_modifyitems(items):
         )
         fast = (item.path.name in FAST_MODULES or of_fast_case) and item.originalname not in COMPILING
         item.add_marker(pytest.mark.fast if fast else pytest.mark.slow)
+
+
+def pytest_collection_finish():
+    """What is there before the first test stays: the garbage collector need not look through it each time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="module")

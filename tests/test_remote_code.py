@@ -161,7 +161,8 @@ def test_every_class_loads_with_equal_outputs(world, case, way):
             continue
         matches = [key for key in ours if key == name or key.startswith(f"{name}.")]
         assert matches, name
-        assert torch.equal(value, ours[matches[-1]]), name
+        # Up to the last bits, which the number of threads decides; `publish` compares them with the same number.
+        torch.testing.assert_close(value, ours[matches[-1]], rtol=1e-4, atol=1e-5, msg=lambda text: f"{name}: {text}")
     example = Image.open(root / "image.png")
     with quiet_loading():
         if case in VIDEO_CASES:
@@ -176,7 +177,10 @@ def test_every_class_loads_with_equal_outputs(world, case, way):
         for backend, processor in processors.items():
             expected = processor(example, return_tensors="pt")["pixel_values"]
             assert torch.equal(loaded[f"processor.{backend}"], expected)
-        assert seen["pipeline"] == pipeline(task, model=str(source))(example)
+        expected = pipeline(task, model=str(source))(example)
+        assert [each["label"] for each in seen["pipeline"]] == [each["label"] for each in expected]
+        scores = [each["score"] for each in expected]
+        assert [each["score"] for each in seen["pipeline"]] == pytest.approx(scores, rel=1e-4, abs=1e-6)
 
 
 @every_way

@@ -106,8 +106,9 @@ class ObjectiveOptions:
             "predicts the pixels of masked blocks, mpp the mean colours of corrupted patches, mae the pixels of "
             "patches that the encoder does not read, dino what a moving average of the model says of other crops; "
             "simclr, moco, mocov3 and byol learn that two views are of one image, and supcon, which reads labels, that "
-            "they are of one class; sit and sit_tasks also what groups of pixels were. Models of clips learn by simclr, "
-            "moco, mocov3, byol and supcon from two clips of a video, and by frame_order which frames were shuffled"
+            "they are of one class; sit and sit_tasks also what groups of pixels were. Models of clips learn by "
+            "simclr, moco, mocov3, byol and supcon from two clips of a video, and by frame_order the order of "
+            "frames"
         },
     )
     mask_ratio: float | None = _option(
