@@ -162,7 +162,9 @@ def test_every_class_loads_with_equal_outputs(world, case, way):
         matches = [key for key in ours if key == name or key.startswith(f"{name}.")]
         assert matches, name
         # Up to the last bits, which the number of threads decides; `publish` compares them with the same number.
-        torch.testing.assert_close(value, ours[matches[-1]], rtol=1e-4, atol=1e-5, msg=lambda text: f"{name}: {text}")
+        torch.testing.assert_close(
+            value, ours[matches[-1]], rtol=1e-4, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
+        )
     example = Image.open(root / "image.png")
     with quiet_loading():
         if case in VIDEO_CASES:
