@@ -542,6 +542,17 @@ def take_step(objective, batch, step: int, optimizer) -> dict[str, torch.Tensor]
     return metrics
 
 
+@pytest.mark.parametrize(
+    ("name", "momentum"), [("dino", 0.996), ("moco", 0.999), ("mocov3", 0.99), ("byol", 0.996), ("sit", 0.996)]
+)
+def test_moving_averages_keep_the_published_share_unless_told(name, momentum):
+    """facebookresearch/dino, moco, moco-v3, deepmind's byol, and SiT's released code."""
+    assert PRETEXTS[name].published_momentum == momentum
+    if name != "dino":
+        told = ObjectiveOptions(objective=name, teacher_momentum=0.0)
+        assert [PRETEXTS[name].momentum_of(each) for each in (ObjectiveOptions(), told)] == [momentum, 0.0]
+
+
 @objectives
 @pytest.mark.parametrize("case", IMAGE_CASES)
 def test_every_architecture_takes_a_step(case, name):

@@ -159,8 +159,10 @@ class ObjectiveOptions:
     teacher_temperature: float = _option("temperature of the teacher's", default=0.04)
     teacher_warmup_temperature: float = _option("temperature of the teacher's at the start", default=0.04)
     teacher_temperature_warmup_epochs: int = _option("epochs from that to teacher_temperature", default=0)
-    teacher_momentum: float = _option(
-        "share of dino's teacher that a step keeps, at the start; a cosine leads to 1", default=0.996
+    teacher_momentum: float | None = _option(
+        "share of the moving average that a step keeps; but for moco at the start, from where a cosine leads to 1; by "
+        "default the published one: dino, byol and sit 0.996, moco 0.999, mocov3 0.99",
+        default=None,
     )
     center_momentum: float = _option("share of the centre of dino's teacher that a step keeps", default=0.9)
 
@@ -209,7 +211,7 @@ class ObjectiveOptions:
 
     def __post_init__(self):
         for name in ("label_smoothing", "distillation_alpha", "teacher_momentum", "center_momentum"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
+            if getattr(self, name) is not None and not 0.0 <= getattr(self, name) <= 1.0:
                 raise UserError(f"option {name!r} is between 0 and 1, not {getattr(self, name)}")
         if self.mask_ratio is not None and not 0.0 < self.mask_ratio < 1.0:
             raise UserError(f"option 'mask_ratio' lies between 0 and 1, not {self.mask_ratio}")

@@ -363,6 +363,8 @@ class MomentumContrast(ContrastiveObjective):
         momentum: Share that a step keeps of the average, at the start.
     """
 
+    # What the option `teacher_momentum` leaves open.
+    published_momentum: ClassVar[float]
     # Of the momentum: whether a cosine leads to 1 at the end.
     rising: ClassVar[bool] = True
     # Whether the average takes in the weights that a step ends with, or those that it starts from.
@@ -376,9 +378,14 @@ class MomentumContrast(ContrastiveObjective):
         self.total_steps = 1
 
     @classmethod
+    def momentum_of(cls, options: ObjectiveOptions) -> float:
+        """What the options say, or what was published."""
+        return cls.published_momentum if options.teacher_momentum is None else options.teacher_momentum
+
+    @classmethod
     def from_options(cls, model, options, processor, image_size) -> "MomentumContrast":
         projector, temperature, views = cls.parts(model, options, image_size)
-        return cls(model, projector, options.teacher_momentum, temperature, views, processor)
+        return cls(model, projector, cls.momentum_of(options), temperature, views, processor)
 
     def begin(self, total_steps: int, steps_per_epoch: int | None, step: int) -> None:
         self.total_steps = total_steps
@@ -412,6 +419,7 @@ class MocoObjective(MomentumContrast):
         layers=2, hidden_size=None, out_size=128, hidden_norm=False, last_norm=False, hidden_bias=True, last_bias=True
     )
     temperature = 0.2
+    published_momentum = 0.999
     rising = False
     decays_vectors = True
 
@@ -428,7 +436,7 @@ class MocoObjective(MomentumContrast):
             temperature = 0.07  # version 1
         out_size = cls.head_of(options).out_size
         rest = (temperature, views, processor)
-        return cls(model, projector, options.teacher_momentum, options.queue_size, out_size, *rest)
+        return cls(model, projector, cls.momentum_of(options), options.queue_size, out_size, *rest)
 
     @classmethod
     def views_of(cls, options: ObjectiveOptions) -> list[View]:
@@ -474,6 +482,7 @@ class Mocov3Objective(MomentumContrast):
     projection = Head(layers=3, hidden_size=4096, out_size=256)
     predictor_layers: ClassVar[int] = 2
     temperature = 0.2
+    published_momentum = 0.99
     decays_vectors = True
 
     def __init__(
@@ -491,7 +500,7 @@ class Mocov3Objective(MomentumContrast):
         chosen = cls.head_of(options)
         predictor = replace(chosen, layers=cls.predictor_layers).build(chosen.out_size)
         rest = (temperature, views, processor)
-        return cls(model, projector, options.teacher_momentum, predictor, options.freeze_patches, *rest)
+        return cls(model, projector, cls.momentum_of(options), predictor, options.freeze_patches, *rest)
 
     @classmethod
     def views_of(cls, options: ObjectiveOptions) -> list[View]:
@@ -518,6 +527,7 @@ class ByolObjective(Mocov3Objective):
     title = "BYOL (arXiv 2006.07733)"
     projection = Head(layers=2, hidden_size=4096, out_size=256, last_norm=False, hidden_bias=True)
     temperature = None
+    published_momentum = 0.996
     decays_vectors = False
     follows_the_step = True
 

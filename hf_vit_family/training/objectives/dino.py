@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from fractions import Fraction
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -120,6 +120,8 @@ class DinoObjective(PretextObjective):
 
     title = "DINO (arXiv 2104.14294)"
     head = "Model"
+    # What the option `teacher_momentum` leaves open.
+    published_momentum: ClassVar[float] = 0.996
     saved = "teacher.module"
     refused = {
         **dict.fromkeys(
@@ -225,7 +227,9 @@ class DinoObjective(PretextObjective):
         self._outputs.clear()
         momentum = self.options.center_momentum
         self.center.mul_(momentum).add_(outputs.to(self.center.dtype), alpha=1 - momentum)
-        momentum = cosine(self.options.teacher_momentum, 1.0, (step - 1) / self.total_steps)
+        start = self.options.teacher_momentum
+        start = self.published_momentum if start is None else start
+        momentum = cosine(start, 1.0, (step - 1) / self.total_steps)
         self.teacher.update(self.model, momentum)
         self.teacher_projector.update(self.projector, momentum)
 

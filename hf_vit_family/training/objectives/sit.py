@@ -199,6 +199,7 @@ class SitObjective(_Groups, MomentumContrast):
     title = "SiT (arXiv 2104.03602)"
     projection = Head(layers=3, hidden_size=2048, out_size=256)
     temperature = 0.2
+    published_momentum = 0.996
     follows_the_step = True
 
     def losses(self, batch):
