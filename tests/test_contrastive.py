@@ -642,13 +642,16 @@ def test_a_killed_run_ends_with_the_same_bits(name, tmp_path):
 
 @objectives
 def test_two_processes_equal_one(name, tmp_path):
-    """In a few steps: batch norms make the more of what rounding leaves, the longer a run is."""
-    given = {**STILL, **OWN.get(name, {}), "objective": name, "eval_batch_size": 10, "lr": 0.005, "epochs": 1}
+    """
+    In three steps: with batch norms in the projections, each step makes about fifteen times as much of what rounding
+    leaves. A wrong average of gradients shows after the first.
+    """
+    given = {**STILL, **OWN.get(name, {}), "objective": name, "eval_batch_size": 10, "lr": 0.005, "max_steps": 3}
     train_tiny(tmp_path / "one", given, batch_size=16)
     train_in_two(tmp_path / "two", given, batch_size=8)
-    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-3)
     first, second = (read_lines(tmp_path / folder, "evaluation") for folder in ("one", "two"))
-    assert [line["loss"] for line in second] == pytest.approx([line["loss"] for line in first], rel=1e-4)
+    assert [line["loss"] for line in second] == pytest.approx([line["loss"] for line in first], rel=1e-3)
     for key, tensor in weights(tmp_path / "one").items():
         torch.testing.assert_close(tensor, weights(tmp_path / "two")[key], rtol=1e-3, atol=2e-5)
 
