@@ -26,7 +26,7 @@ from hf_vit_family.errors import UserError
 from hf_vit_family.loading import load_saved_model
 from hf_vit_family.modeling.configuration_vitf import pair
 from hf_vit_family.publishing.cards import FACTS, Conversion, Evaluation, Training, make_card
-from hf_vit_family.publishing.publish import PublishError, check_repo_id, stage, verify
+from hf_vit_family.publishing.publish import PublishError, check_repo_id, code_license, stage, verify
 from hf_vit_family.refusals import HttpError, hub_reason
 from hf_vit_family.registry import AUTO_CLASSES, CLIPS, modality_of
 
@@ -501,3 +501,10 @@ def test_an_answer_of_the_hub_is_named_by_its_status(status, message):
     wrapped.__cause__ = error
     assert message in hub_reason(wrapped)
     assert hub_reason(OSError("another")) is None
+
+
+@pytest.mark.parametrize("name", ["licenses/LICENSE", "LICENSE"])
+def test_the_licence_is_found_where_any_setuptools_puts_it(name, monkeypatch):
+    installed = SimpleNamespace(read_text={name: "the licence"}.get)
+    monkeypatch.setattr("importlib.metadata.distributions", lambda **_: [installed])
+    assert code_license() == "the licence"

@@ -90,9 +90,9 @@ def processor_auto_map(config: VitfConfig) -> dict[str, str | dict[str, str]]:
 def code_license() -> str:
     """The licence text of this library, from its installed metadata."""
     for distribution in importlib.metadata.distributions(name="hf_vit_family"):
-        text = distribution.read_text("licenses/LICENSE")
-        if text:
-            return text
+        for name in ("licenses/LICENSE", "LICENSE"):  # the second of setuptools before 77
+            if text := distribution.read_text(name):
+                return text
     raise PublishError("the licence text of hf_vit_family is not found; install the package with pip")
 
 
